@@ -1,0 +1,178 @@
+"""What an experiment is: one frozen dataclass, its presets and its limits.
+
+Imports nothing heavy, so that `--help` and every refusal are instant.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args, get_origin
+
+# Training and test examples, known in advance so that a batch that cannot be
+# filled is refused before anything is downloaded.
+DATASET_SIZES = {
+    "mnist": (60_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+    "kmnist": (60_000, 10_000),
+    "digits": (1_437, 360),
+}
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text is one line for people."""
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field: `batch_size` is `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
+    kind: Any = field.type
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        if value not in choices or isinstance(value, bool):
+            listed = ", ".join(map(str, choices))
+            raise UserError(f"{flag(field.name)} must be one of {listed}, but is {value!r}")
+        return
+    allowed = (int, float) if kind is float else kind
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise UserError(f"{flag(field.name)} must be {kind.__name__}, but is {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the result of a run, and nothing else."""
+
+    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
+    """Which images. `auto` is MNIST or, only where that can neither be found nor
+    downloaded, the small digits that come with scikit-learn."""
+
+    validation_fraction: float = 0.0
+    """Share of the training images, taken from their end, to hold out for validation."""
+
+    input_size: Literal[22, 28] = 22
+    """Pixels a side that the network is given: the whole image (28) or its centre (22).
+    Either way it has 81,066 parameters."""
+
+    shift: int = 1
+    """Training images move by up to this many pixels in each direction, at random."""
+
+    epochs: int = 5
+    """Passes over the training images."""
+
+    batch_size: int = 128
+    """Images per optimizer step."""
+
+    learning_rate: float = 4e-3
+    """Adam's learning rate; with the triangular schedule, its peak."""
+
+    schedule: Literal["triangular", "constant"] = "triangular"
+    """`triangular` rises for `warmup_fraction` of all steps, then falls linearly to 0."""
+
+    warmup_fraction: float = 0.2
+    """Share of all steps in which the triangular schedule rises."""
+
+    adam_b1: float = 0.9
+    """Decay of Adam's mean of gradients."""
+
+    adam_b2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
+
+    adam_epsilon: float = 1e-8
+    """Adam's epsilon, added outside the square root."""
+
+    seed: int = 0
+    """Decides the initial parameters, the order of the images and their shifts."""
+
+    eval_every: int = 1
+    """Evaluate after every so many epochs, and always after the last."""
+
+    checkpoint_every: int = 1
+    """Save a checkpoint after every so many epochs, and always after the last."""
+
+    keep_checkpoints: int = 3
+    """How many of the latest checkpoints to keep, besides the best by validation."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field, getattr(self, field.name))
+        bounds = {
+            "validation_fraction": (0 <= self.validation_fraction < 1, "from 0 to below 1"),
+            "shift": (0 <= self.shift <= 6, "from 0 to 6"),
+            "epochs": (1 <= self.epochs <= 100_000, "from 1 to 100,000"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "above 0 and finite"),
+            "warmup_fraction": (0 <= self.warmup_fraction <= 1, "from 0 to 1"),
+            "adam_b1": (0 <= self.adam_b1 < 1, "from 0 to below 1"),
+            "adam_b2": (0 <= self.adam_b2 < 1, "from 0 to below 1"),
+            "adam_epsilon": (0 < self.adam_epsilon < math.inf, "above 0 and finite"),
+            "seed": (0 <= self.seed < 2**32, "from 0 to 4,294,967,295"),
+            "eval_every": (self.eval_every >= 1, "at least 1"),
+            "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
+            "keep_checkpoints": (self.keep_checkpoints >= 1, "at least 1"),
+        }
+        for name, (holds, limit) in bounds.items():
+            if not holds:
+                raise UserError(f"{flag(name)} must be {limit}, but is {getattr(self, name)}")
+        images = self.train_examples
+        if self.batch_size > images:
+            raise UserError(
+                f"--batch-size {self.batch_size} is larger than the {images:,} training images"
+            )
+        # Step counts are int32 on the device.
+        if self.steps_per_epoch * self.epochs >= 2**31:
+            raise UserError("--epochs and --batch-size ask for more than 2**31 - 1 steps")
+
+    @property
+    def train_examples(self) -> int:
+        """How many images are trained on (for `auto`, as if it were MNIST)."""
+        total = DATASET_SIZES["mnist" if self.dataset == "auto" else self.dataset][0]
+        return total - int(total * self.validation_fraction)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch; the last one takes what images are left."""
+        return math.ceil(self.train_examples / self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+
+PRESETS = {
+    # 99.4 % test accuracy on MNIST; about a minute on two CPU cores.
+    "default": Config(),
+    # The Keras tutorial that this project grew out of, which reports 98.38 %.
+    "reference": Config(
+        input_size=28,
+        shift=0,
+        batch_size=32,
+        learning_rate=1e-3,
+        schedule="constant",
+        adam_epsilon=1e-7,
+    ),
+}
+
+
+def from_dict(values: Any) -> Config:
+    """The config that `dataclasses.asdict` turned into `values`.
+
+    Raises:
+      UserError: a field is missing, unknown, of the wrong type or out of range.
+    """
+    names = {field.name for field in dataclasses.fields(Config)}
+    if not isinstance(values, dict) or set(values) != names:
+        found = set(values) if isinstance(values, dict) else set()
+        wrong = ", ".join(sorted(names ^ found))
+        raise UserError(f"not a config of this version (missing or unknown: {wrong})")
+    return Config(**values)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One text per field that differs, naming both values."""
+    return [
+        f"{flag(name)} was {value}, now {getattr(new, name)}"
+        for name, value in dataclasses.asdict(old).items()
+        if getattr(new, name) != value
+    ]

@@ -1,0 +1,331 @@
+"""One run from data to report: load, restore, loop, save, report."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import math
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from mnist_flax import __version__, checkpoint, report, train, workdir
+from mnist_flax.checkpoint import Checkpointer
+from mnist_flax.config import Config
+from mnist_flax.data import Arrays, Dataset, load_dataset
+from mnist_flax.train import TrainState
+
+# Seconds of work handed to the device at a time: how soon a signal is heeded.
+PACE_SECONDS = 1.0
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "numpy",
+)
+
+Log = Callable[[str], None]
+
+
+class Stopped(Exception):
+    """A signal ended the training early, after the state had been saved."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}, saved at step {step:,}")
+        self.signum = signum
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number; the checkpoints are from before that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the training loop works with."""
+
+    config: Config
+    folder: Path
+    log: Log
+    train_steps: Callable[[TrainState, int], TrainState]  # donates the state
+    evaluate: Callable[[TrainState], dict[str, float]]
+    checkpointer: Checkpointer
+    tensorboard: report.TensorBoard
+    metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
+
+
+def run_experiment(
+    config: Config,
+    folder: Path,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
+    log: Log = print,
+    import_seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Runs, or goes on with, the experiment in a workdir.
+
+    Args:
+      config: as `workdir.settle_config` gave it.
+      folder: the workdir; made where it is missing.
+      data_dir: TFDS's data folder; its own default where None.
+      manual_dir: a read-only folder with the original `.gz` files; or None.
+      log: told one line at a time how things go.
+      import_seconds: what importing took, for the summary.
+
+    Returns:
+      The content of `summary.json`.
+
+    Raises:
+      UserError: something that the user can mend.
+      Stopped: by SIGTERM or Ctrl-C while training, after saving.
+      Diverged: the loss is not finite.
+    """
+    clock = _Clock(import_seconds)
+    dataset = load_dataset(config.dataset, data_dir, manual_dir, config.validation_fraction, log)
+    config = dataclasses.replace(config, dataset=dataset.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(folder / workdir.CONFIG, dataclasses.asdict(config))
+    clock.lap("data")
+
+    key = jax.random.key(config.seed)
+    like = _abstract_state(key, config)
+    train_steps, evaluate = _compile(like, key, dataset, config)
+    clock.lap("compile")
+
+    checkpoints = folder / workdir.CHECKPOINTS
+    with checkpoint.open_checkpoints(checkpoints, config.keep_checkpoints) as checkpointer:
+        state = checkpoint.restore(checkpointer, like)
+        if state is None:
+            state = jax.jit(train.create_state, static_argnames="config")(key, config=config)
+        else:
+            log(f"going on from step {int(state.step):,} of {config.total_steps:,}")
+        metrics = workdir.read_metrics(folder / workdir.METRICS, int(state.step))
+        with report.TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
+            run = Run(
+                config, folder, log, train_steps, evaluate, checkpointer, tensorboard, metrics
+            )
+            state = _train(run, state)
+    clock.lap("train")
+
+    summary = _summarize(state, metrics, dataset, config) | {
+        "seconds": clock.seconds,
+        "environment": _environment(),
+    }
+    report.write_report(folder / workdir.REPORT, dataclasses.asdict(config), metrics, summary)
+    workdir.write_json(folder / workdir.SUMMARY, summary)
+    return summary
+
+
+def _train(run: Run, state: TrainState) -> TrainState:
+    """The loop: trains to the last step, evaluating and saving at the ends of epochs."""
+    config, step, steps_at_once, meter = run.config, int(state.step), 1, _Meter()
+    bar = tqdm(total=config.total_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
+    with bar, _noting_signals() as signals:
+        while step < config.total_steps:
+            count = min(steps_at_once, config.steps_per_epoch - step % config.steps_per_epoch)
+            began = time.perf_counter()
+            state = run.train_steps(state, count)
+            epoch_loss = float(state.epoch_loss)  # waits for the device
+            elapsed = time.perf_counter() - began
+            meter.add(_images_in(step, count, config), elapsed)
+            steps_at_once = max(1, int(count * PACE_SECONDS / elapsed))
+            step += count
+            bar.update(count)
+            _require_finite("training loss", epoch_loss, step, run)
+            if step % config.steps_per_epoch == 0:
+                _end_epoch(run, state, meter)
+            if signals and step < config.total_steps:
+                checkpoint.save(run.checkpointer, step, state)
+                raise Stopped(signals[0], step)
+    return state
+
+
+def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
+    """Evaluates, writes a line of metrics and saves, each if it is due."""
+    config, step = run.config, int(state.step)
+    epoch = step // config.steps_per_epoch
+    last = epoch == config.epochs
+    line = None
+    if last or epoch % config.eval_every == 0:
+        scores = run.evaluate(state)
+        _require_finite("test loss", scores["test_loss"], step, run)
+        line = {
+            "step": step,
+            "epoch": epoch,
+            "dataset": config.dataset,
+            "train_loss": float(state.epoch_loss) / config.train_examples,
+            **scores,
+            **meter.read(),
+        }
+        # Before the checkpoint, so that none is ever without its line.
+        workdir.append_metrics(run.folder / workdir.METRICS, line)
+        run.metrics.append(line)
+        run.tensorboard.write(line)
+        run.log(_describe(line, config))
+    if last or epoch % config.checkpoint_every == 0:
+        checkpoint.save(run.checkpointer, step, state, line)
+
+
+def _abstract_state(key: jax.Array, config: Config) -> TrainState:
+    """The shapes, dtypes and placement of the state, without computing it."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(functools.partial(train.create_state, config=config), key)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def _compile(
+    like: TrainState, key: jax.Array, dataset: Dataset, config: Config
+) -> tuple[Callable[[TrainState, int], TrainState], Callable[[TrainState], dict[str, float]]]:
+    """Puts the data on the device and compiles the programs of the loop."""
+    arrays = jax.device_put(dataset.train)
+    steps = train.train_steps.lower(like, *arrays, key, jnp.int32(0), config=config).compile()
+    splits = {"test": dataset.test}
+    if config.validation_fraction:
+        splits["validation"] = dataset.validation
+    evaluators = {name: _compile_evaluate(like, split, config) for name, split in splits.items()}
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for name, evaluator in evaluators.items():
+            sums = {key: float(value) for key, value in evaluator(state).items()}
+            scores[f"{name}_loss"] = sums["loss"] / sums["count"]
+            scores[f"{name}_accuracy"] = sums["correct"] / sums["count"]
+        return scores
+
+    return lambda state, count: steps(state, *arrays, key, jnp.int32(count)), evaluate
+
+
+def _compile_evaluate(
+    like: TrainState, split: Arrays, config: Config
+) -> Callable[[TrainState], train.Metrics]:
+    arrays = jax.device_put(split)
+    program = train.evaluate.lower(like.params, *arrays, config=config).compile()
+    return lambda state: program(state.params, *arrays)
+
+
+def _images_in(step: int, count: int, config: Config) -> int:
+    """How many images the `count` steps after `step` train on, all in one epoch."""
+    first = step % config.steps_per_epoch * config.batch_size
+    return min(first + count * config.batch_size, config.train_examples) - first
+
+
+def _require_finite(what: str, value: float, step: int, run: Run) -> None:
+    if math.isfinite(value):
+        return
+    rate = float(train.learning_rate(jnp.int32(step - 1), run.config))
+    latest = run.checkpointer.latest
+    kept = f"the last good checkpoint is {latest.step}" if latest else "there is no checkpoint yet"
+    raise Diverged(
+        f"the {what} became {value} by step {step:,}, at learning rate {rate:.3g}; {kept} "
+        f"in {run.checkpointer.directory}; try a lower --learning-rate in another --workdir"
+    )
+
+
+def _describe(line: dict[str, Any], config: Config) -> str:
+    names = [name for name in ("validation", "test") if f"{name}_loss" in line]
+    scores = "  ".join(
+        f"{name} loss {line[f'{name}_loss']:.4f} accuracy {line[f'{name}_accuracy']:.2%}"
+        for name in names
+    )
+    return (
+        f"epoch {line['epoch']}/{config.epochs}  train loss {line['train_loss']:.4f}  {scores}  "
+        f"{line['images_per_second']:,.0f} images/s"
+    )
+
+
+def _summarize(
+    state: TrainState, metrics: list[dict[str, Any]], dataset: Dataset, config: Config
+) -> dict[str, Any]:
+    scores = {
+        name: metrics[-1][name]
+        for split in ("test", "validation")
+        for name in (f"{split}_accuracy", f"{split}_loss")
+        if name in metrics[-1]
+    }
+    return {
+        "dataset": dataset.name,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "test_examples": len(dataset.test[0]),
+        **scores,
+        "epochs": config.epochs,
+        "steps": int(state.step),
+        "params_sha256": checkpoint.digest(state.params),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "mnist-flax": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "backend": jax.default_backend(),
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+    }
+
+
+class _Clock:
+    """Seconds of this process, divided into named laps."""
+
+    def __init__(self, import_seconds: float):
+        self._laps = {"import": import_seconds}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name], self._last = now - self._last, now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return self._laps | {"total": sum(self._laps.values())}
+
+
+class _Meter:
+    """Images trained on, and the seconds that took, since the last reading."""
+
+    def __init__(self) -> None:
+        self._images, self._seconds = 0, 0.0
+
+    def add(self, images: int, seconds: float) -> None:
+        self._images, self._seconds = self._images + images, self._seconds + seconds
+
+    def read(self) -> dict[str, float]:
+        reading = {"seconds": self._seconds, "images_per_second": self._images / self._seconds}
+        self.__init__()
+        return reading
+
+
+@contextlib.contextmanager
+def _noting_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C instead of dying of them; a second one interrupts at once."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(signum: int, _: Any) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(signum)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield noted
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,124 @@
+"""What a person looks at: the curves, one page, and TensorBoard's event files.
+
+Made from the metrics and the summary alone; nothing here trains or evaluates.
+"""
+
+import base64
+import html
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif }}
+body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem }}
+img {{ max-width: 100% }}
+table {{ border-collapse: collapse; font-size: 90%; display: block; overflow-x: auto }}
+td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }}
+td {{ border-top: 1px solid #ddd; overflow-wrap: anywhere }}
+</style>
+<h1>{title}</h1>
+<p>{claim}</p>
+<img alt="Loss and error rate per epoch" src="data:image/png;base64,{curves}">
+<h2>Epochs</h2>
+{epochs}
+<h2>Summary</h2>
+{summary}
+<h2>Config</h2>
+{config}
+</html>
+"""
+
+
+class TensorBoard:
+    """Writes metrics as TensorBoard scalars, one event file per process."""
+
+    def __init__(self, folder: Path, metrics: Sequence[Mapping[str, Any]]):
+        """Starts afresh from `metrics`, so that a resumed run shows no point twice."""
+        from tensorboardX import SummaryWriter
+
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder))
+        for line in metrics:
+            self.write(line)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Adds the numbers of one line of `metrics.jsonl` at its step."""
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._writer.add_scalar(name, value, line["step"])
+        self._writer.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+
+def write_report(
+    folder: Path,
+    config: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+) -> None:
+    """Writes `curves.png` and the self-contained `index.html` into a folder."""
+    folder.mkdir(exist_ok=True)
+    curves = draw_curves(metrics)
+    (folder / "curves.png").write_bytes(curves)
+    page = PAGE.format(
+        title=f"mnist_flax on {html.escape(summary['dataset'])}",
+        claim=(
+            f"{summary['test_accuracy']:.2%} of {summary['test_examples']:,} test images right, "
+            f"after {summary['epochs']} epochs, with {summary['parameters']:,} parameters."
+        ),
+        curves=base64.b64encode(curves).decode(),
+        epochs=_table(metrics[0], [line.values() for line in metrics]),
+        summary=_table(("", ""), summary.items()),
+        config=_table(("", ""), config.items()),
+    )
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG of loss and of error rate against the epoch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [line["epoch"] for line in metrics]
+    styles = {"train": "C7", "validation": "C1", "test": "C0"}
+    for split, color in styles.items():
+        if f"{split}_loss" in metrics[0]:
+            losses = [line[f"{split}_loss"] for line in metrics]
+            left.plot(epochs, losses, "o-", color=color, label=split)
+        if f"{split}_accuracy" in metrics[0]:
+            errors = [100 * (1 - line[f"{split}_accuracy"]) for line in metrics]
+            right.plot(epochs, errors, "o-", color=color, label=split)
+    for axes, ylabel in ((left, "cross-entropy (nats)"), (right, "wrong answers (%)")):
+        axes.set(xlabel="epoch", ylabel=ylabel, ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _table(header: Any, rows: Any) -> str:
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            value = f"{value:.5g}"
+        return html.escape(value if isinstance(value, str) else json.dumps(value))
+
+    head = "".join(f"<th>{cell(name.replace('_', ' '))}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{cell(c)}</td>' for c in row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,268 @@
+"""MNIST and its kin: downloaded and prepared once by TFDS, then read from a cache.
+
+TFDS downloads, checks and stores the data, but its own MNIST reader needs TensorFlow.
+`_builder` reads the same files without it; the URLs, checksums and what lies on disk stay
+TFDS's own, so the stock `tfds.data_source("mnist")` reads the prepared folder too.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import logging
+import os
+import sys
+import threading
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from mnist_flax.config import UserError
+
+SPLITS = ("train", "test")
+FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+PROBE_SECONDS = 8.0
+CACHE_NAME = "mnist_flax_decoded.npz"
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+class DataUnavailable(UserError):
+    """The data set is neither here nor can it be downloaded."""
+
+
+def load_tfds(
+    name: str, data_dir: Path | None, manual_dir: Path | None, log: Callable[[str], None]
+) -> dict[str, Arrays]:
+    """Images uint8 [N, 28, 28, 1] and labels int32 [N] of the splits `train` and `test`.
+
+    Args:
+      name: `mnist`, `fashion_mnist` or `kmnist`.
+      data_dir: TFDS's data folder; its own default where None.
+      manual_dir: a read-only folder with the four original `.gz` files; or None.
+      log: told about each slow thing before it starts.
+
+    Raises:
+      DataUnavailable: neither prepared, nor in `manual_dir`, nor downloadable.
+      UserError: a file is damaged, or a folder cannot be used.
+    """
+    with _quiet_tfds():
+        try:
+            builder = _builder(name, data_dir)
+            cache = Path(builder.data_dir) / CACHE_NAME
+            cached = _read_cache(cache)
+            if cached is not None:
+                return cached
+            if not builder.is_prepared():
+                with _lock(Path(f"{builder.data_dir}.lock"), log):
+                    if not builder.is_prepared():
+                        _prepare(builder, manual_dir, log)
+            log(f"reading {name} from {builder.data_dir} (only this once, about 10 s)")
+            splits = {split: _decode(builder, split) for split in SPLITS}
+            _write_cache(cache, splits)
+            return splits
+        except OSError as error:
+            raise UserError(f"cannot use the data folder: {error}") from error
+
+
+def _builder(name: str, data_dir: Path | None) -> Any:
+    """A TFDS builder of the standard data set that needs no TensorFlow."""
+    import PIL.Image
+    from tensorflow_datasets.image_classification import mnist as tfds_mnist
+
+    bases = {
+        "mnist": tfds_mnist.MNIST,
+        "fashion_mnist": tfds_mnist.FashionMNIST,
+        "kmnist": tfds_mnist.KMNIST,
+    }
+
+    class Builder(bases[name], skip_registration=True):  # pyright: ignore
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            paths = dl_manager.download(
+                {split: [self.URL + file for file in FILES[split]] for split in SPLITS}
+            )
+            return {split: self._generate_examples(*paths[split]) for split in SPLITS}
+
+        def _generate_examples(self, images_path: Any, labels_path: Any) -> Iterator[Any]:
+            images, labels = read_idx(images_path), read_idx(labels_path)
+            if len(images) != len(labels):
+                raise UserError(f"{images_path} and {labels_path} do not belong together")
+            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield index, {"image": PIL.Image.fromarray(image), "label": int(label)}
+
+    Builder.name = name
+    return Builder(data_dir=data_dir, file_format="array_record")
+
+
+def read_idx(path: os.PathLike[str]) -> np.ndarray:
+    """The uint8 array in a gzipped IDX file (http://yann.lecun.com/exdb/mnist).
+
+    Raises:
+      UserError: it is not such a file.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    ndim = content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
+    shape = tuple(np.frombuffer(content[4 : 4 + 4 * ndim], ">u4").tolist())
+    if ndim == 0 or len(content) != 4 + 4 * ndim + int(np.prod(shape)):
+        raise UserError(f"{path} is not an IDX file of bytes, or is truncated")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) -> None:
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    missing = _missing_files(builder, manual_dir)
+    if missing:
+        _probe(missing[0], builder.name)
+        log(f"downloading {builder.name} to {builder.data_dir}")
+    log(f"preparing {builder.name} in {builder.data_dir} (only this once, about 15 s)")
+    config = tfds.download.DownloadConfig(
+        manual_dir=manual_dir, try_download_gcs=False, force_checksums_validation=True
+    )
+    try:
+        builder.download_and_prepare(download_config=config)
+    except NonMatchingChecksumError as error:
+        detail = " ".join(str(error).split(" To debug")[0].split())
+        raise UserError(f"a file is not the original one: {detail}") from error
+    except (DownloadError, requests.RequestException) as error:
+        raise DataUnavailable(f"{builder.name} cannot be downloaded: {error}") from error
+
+
+def _missing_files(builder: Any, manual_dir: Path | None) -> list[str]:
+    """URLs of the original files that are neither in `manual_dir` nor downloaded already."""
+    from tensorflow_datasets.core.download.resource import get_dl_fname
+
+    manual = {path.name for path in manual_dir.iterdir()} if manual_dir else set()
+    downloads = Path(builder.data_dir).parents[1] / "downloads"
+    downloaded = {path.name for path in downloads.rglob("*.gz")}
+    urls = [builder.URL + file for split in SPLITS for file in FILES[split] if file not in manual]
+    return [
+        url for url in urls if get_dl_fname(url, builder.url_infos[url].checksum) not in downloaded
+    ]
+
+
+def _probe(url: str, name: str) -> None:
+    """Finds out in at most `PROBE_SECONDS` whether there is a network; TFDS takes minutes.
+
+    In a thread, because looking up a host name cannot be given a time limit.
+    """
+    outcome: list[Exception | None] = []
+
+    def head() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+            outcome.append(None)
+        except Exception as error:  # whatever it is, there is no download
+            outcome.append(error)
+
+    thread = threading.Thread(target=head, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    problem = outcome[0] if outcome else f"no answer within {PROBE_SECONDS:.0f} s"
+    if problem is not None:
+        reason = getattr(problem, "reason", problem)
+        raise DataUnavailable(
+            f"{name} is not on this machine and cannot be downloaded ({reason}); "
+            "--manual-dir takes a folder with the four original .gz files"
+        )
+
+
+def _decode(builder: Any, split: str) -> Arrays:
+    from tqdm import tqdm
+
+    source = builder.as_data_source(split)
+    images = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    starts = range(0, len(source), 1000)
+    for start in tqdm(starts, desc=f"reading {split}", disable=not sys.stderr.isatty()):
+        indices = range(start, min(start + 1000, len(source)))
+        for index, example in zip(indices, source.__getitems__(indices), strict=True):
+            images[index], labels[index] = example["image"], example["label"]
+    return images, labels
+
+
+def _read_cache(path: Path) -> dict[str, Arrays] | None:
+    """The cached arrays, or None where there are none, or not those of the prepared data.
+
+    The zip format checks a CRC of every array; the digest ties them to the record files.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as cache:
+            if str(cache["records_sha256"]) != _records_digest(path.parent):
+                return None
+            return {split: (cache[f"{split}_images"], cache[f"{split}_labels"]) for split in SPLITS}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _write_cache(path: Path, splits: dict[str, Arrays]) -> None:
+    arrays = {"records_sha256": np.array(_records_digest(path.parent))}
+    for split, (images, labels) in splits.items():
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    # A read-only data folder works too, only slower.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _records_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for record in sorted(folder.glob("*.array_record*")):
+        digest.update(record.name.encode())
+        digest.update(record.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(path: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """One process prepares while the others wait; freed by the system if its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        log("waiting for another process that is preparing the same data")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Keeps TFDS's own notes off the screen, and its progress bars too where it is no screen."""
+    import tensorflow_datasets as tfds
+
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,105 @@
+"""The files of a run: written so that a killed process leaves none of them half-written."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mnist_flax import config as config_lib
+from mnist_flax.config import Config, UserError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+REPORT = "report"
+
+
+def settle_config(workdir: Path, config: Config) -> Config:
+    """The config to run with in this workdir; writes nothing.
+
+    Where a run has begun, `auto` means the data set that it chose then.
+
+    Raises:
+      UserError: a run with another config has begun here, or the folder cannot be used.
+    """
+    stored = read_json(workdir / CONFIG)
+    if stored is None:
+        return config
+    try:
+        begun = config_lib.from_dict(stored)
+    except UserError as error:
+        raise UserError(f"{workdir / CONFIG} is {error}") from error
+    if config.dataset == "auto":
+        config = dataclasses.replace(config, dataset=begun.dataset)
+    changes = config_lib.differences(begun, config)
+    if changes:
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(changes)}); "
+            "use that config, or another --workdir"
+        )
+    return config
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None where there is none.
+
+    Raises:
+      UserError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file as a whole or not at all."""
+    _write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """The lines of a metrics file up to a step, dropping all later ones from the file.
+
+    A process killed between a line and its checkpoint leaves a line too many, one killed
+    while writing a torn one; going on from the checkpoint writes both again.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    kept = []
+    for line in text.splitlines():
+        try:
+            metrics = json.loads(line)
+        except ValueError:
+            break
+        if metrics["step"] > last_step:
+            break
+        kept.append(metrics)
+    _write_whole(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
+    return kept
+
+
+def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Adds one line, on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(metrics) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
