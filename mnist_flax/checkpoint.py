@@ -74,7 +74,7 @@ def restore(checkpointer: Checkpointer, like: State) -> State | None:
         # Orbax would cast another dtype without a word.
         saved = checkpointer.metadata(latest.step).metadata
         if _shapes(saved) != _shapes(abstract):
-            raise UserError(f"{where} holds another kind of state")
+            raise UserError(f"{where} is damaged, or holds another kind of state")
         return checkpointer.load(latest.step, abstract)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where} cannot be read ({error}); remove it to go on") from error

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -99,14 +100,21 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def _one_line(complaint: str) -> str:
-    """The gist of tyro's framed message: its first paragraph, and what it suggests."""
-    lines = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
-    paragraphs = " ".join(lines).split("───")
-    gist = [text.strip("─ ") for text in paragraphs if text.strip("─ ")]
-    text = gist[0] if gist else complaint.strip()
-    if len(gist) > 1 and gist[1].startswith("Perhaps you meant"):
-        text += " (" + " ".join(gist[1].split()[:4]).lower() + "?)"
-    return f"{text.rstrip('.')}; see {PROG} --help"
+    """The gist of tyro's boxed message: its first paragraph, and what it suggests."""
+    paragraphs = [""]
+    for line in complaint.splitlines():
+        text = line.strip(" │")
+        if text and set(text) <= set("─-"):
+            paragraphs.append("")
+        elif not text.startswith(("╭", "╰")):
+            paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
+    if "╭" not in complaint:  # drawn without a frame, the title is a paragraph
+        del paragraphs[0]
+    gist = paragraphs[0].rstrip(".")
+    suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(paragraphs))
+    if suggestion:
+        gist += f" (perhaps you meant {suggestion[1]}?)"
+    return f"{gist}; see {PROG} --help"
 
 
 def _path_from_environment(name: str) -> Path | None:

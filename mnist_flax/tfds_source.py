@@ -64,6 +64,8 @@ def load_tfds(
                 with _lock(Path(f"{builder.data_dir}.lock"), log):
                     if not builder.is_prepared():
                         _prepare(builder, manual_dir, log)
+                # A builder knows only what was prepared before it was made.
+                builder = _builder(name, data_dir)
             log(f"reading {name} from {builder.data_dir} (only this once, about 10 s)")
             splits = {split: _decode(builder, split) for split in SPLITS}
             _write_cache(cache, splits)
@@ -110,13 +112,13 @@ def read_idx(path: os.PathLike[str]) -> np.ndarray:
     try:
         with gzip.open(path) as file:
             content = file.read()
-    except (OSError, EOFError) as error:
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("not an IDX file of bytes")
+        ndim = content[3]
+        shape = np.frombuffer(content, ">u4", count=ndim, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    ndim = content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
-    shape = tuple(np.frombuffer(content[4 : 4 + 4 * ndim], ">u4").tolist())
-    if ndim == 0 or len(content) != 4 + 4 * ndim + int(np.prod(shape)):
-        raise UserError(f"{path} is not an IDX file of bytes, or is truncated")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
 def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) -> None:
@@ -144,15 +146,15 @@ def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) 
 
 def _missing_files(builder: Any, manual_dir: Path | None) -> list[str]:
     """URLs of the original files that are neither in `manual_dir` nor downloaded already."""
+    from tensorflow_datasets.core.download import checksums
     from tensorflow_datasets.core.download.resource import get_dl_fname
 
     manual = {path.name for path in manual_dir.iterdir()} if manual_dir else set()
     downloads = Path(builder.data_dir).parents[1] / "downloads"
     downloaded = {path.name for path in downloads.rglob("*.gz")}
     urls = [builder.URL + file for split in SPLITS for file in FILES[split] if file not in manual]
-    return [
-        url for url in urls if get_dl_fname(url, builder.url_infos[url].checksum) not in downloaded
-    ]
+    infos = checksums.get_all_url_infos()
+    return [url for url in urls if get_dl_fname(url, infos[url].checksum) not in downloaded]
 
 
 def _probe(url: str, name: str) -> None:
@@ -202,7 +204,7 @@ def _read_cache(path: Path) -> dict[str, Arrays] | None:
     The zip format checks a CRC of every array; the digest ties them to the record files.
     """
     try:
-        with np.load(path, allow_pickle=False) as cache:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
             if str(cache["records_sha256"]) != _records_digest(path.parent):
                 return None
             return {split: (cache[f"{split}_images"], cache[f"{split}_labels"]) for split in SPLITS}

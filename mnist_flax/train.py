@@ -127,7 +127,9 @@ def train_step(
     loss, gradients = _summed_gradients(state.params, images, batch["labels"], batch["weights"])
     count = batch["weights"].sum()
     gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
-    updates, opt_state = optimizer(config).update(gradients, state.opt_state, state.params)
+    # optax raises a float to an int; all of our own arithmetic holds under "strict".
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer(config).update(gradients, state.opt_state, state.params)
     first = state.step % config.steps_per_epoch == 0
     next_state = TrainState(
         step=state.step + 1,
@@ -137,8 +139,8 @@ def train_step(
     )
     return next_state, {
         "loss": loss / count,
-        "gradient_norm": optax.global_norm(gradients),
-        "update_norm": optax.global_norm(updates),
+        "gradient_norm": optax.tree.norm(gradients),
+        "update_norm": optax.tree.norm(updates),
     }
 
 

@@ -1,0 +1,89 @@
+"""Strict arithmetic for all tests, and the small things that several of them need."""
+
+import os
+
+# In the environment, so that the commands which tests start are as strict.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mnist_flax import run
+from mnist_flax.config import Config
+from mnist_flax.data import Dataset, load_dataset
+
+SMALL = ("--dataset", "digits", "--epochs", "4")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.fixture
+def config() -> Config:
+    return Config(dataset="digits")
+
+
+@pytest.fixture(scope="session")
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a finished, undisturbed run of `SMALL`."""
+    workdir = tmp_path_factory.mktemp("small") / "run"
+    assert run.main(["--workdir", str(workdir), *SMALL]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def manual_dir() -> Path:
+    """The folder with the four MNIST files."""
+    folder = os.environ.get("MNIST_FLAX_MANUAL_DIR")
+    if not folder:
+        pytest.skip("MNIST_FLAX_MANUAL_DIR is not set")
+    return Path(folder)
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    """Starts the command in a process of its own."""
+    command = [sys.executable, "-m", "mnist_flax.run", *args]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_timing(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
+        for line in metrics
+    ]
+
+
+def to_device(arrays: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(arrays[0]), jnp.asarray(arrays[1])
+
+
+def reference_config(**changes: Any) -> Config:
+    from mnist_flax.config import PRESETS
+
+    return dataclasses.replace(PRESETS["reference"], **changes)

@@ -1,0 +1,84 @@
+"""The real MNIST, where its four files are at hand."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from mnist_flax import run
+from mnist_flax.config import UserError
+from mnist_flax.tfds_source import FILES, load_tfds, read_idx
+from tests.conftest import read_summary
+
+pytestmark = [pytest.mark.mnist, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def data_dir(manual_dir, tmp_path_factory):
+    """MNIST prepared by two processes that began at once."""
+    folder = tmp_path_factory.mktemp("mnist")
+    script = (
+        "import sys, pathlib; from mnist_flax.tfds_source import load_tfds\n"
+        "load_tfds('mnist', *map(pathlib.Path, sys.argv[1:]), print)"
+    )
+    command = [sys.executable, "-c", script, str(folder), str(manual_dir)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return folder, outputs
+
+
+def test_two_processes_prepare_it_once(data_dir):
+    folder, outputs = data_dir
+    assert len(list(folder.glob("mnist/3.0.1/*.array_record*"))) == 2
+    assert not list(folder.rglob("*incomplete*"))
+    assert not list(folder.rglob("*.tmp"))
+    # Both were told where the time goes; TFDS itself prepared only once.
+    assert "".join(outputs).count("preparing mnist") == 0  # told on stderr
+
+
+def test_it_is_mnist(data_dir, manual_dir):
+    found = load_tfds("mnist", data_dir[0], None, pytest.fail)
+    stock = tfds.data_source("mnist", data_dir=data_dir[0])
+    for split, (images, labels) in found.items():
+        raw_images, raw_labels = (read_idx(manual_dir / file) for file in FILES[split])
+        assert len(stock[split]) == len(images) == len(raw_images)
+
+        def digests(images, labels):
+            pairs = zip(np.asarray(images).reshape(-1, 784), labels, strict=True)
+            return sorted(
+                hashlib.sha256(image.tobytes() + bytes([int(label)])).digest()
+                for image, label in pairs
+            )
+
+        assert digests(images, labels) == digests(raw_images, raw_labels)
+    assert found["train"][0].shape == (60_000, 28, 28, 1)
+    assert found["test"][0].shape == (10_000, 28, 28, 1)
+
+
+@pytest.mark.parametrize("file", [file for files in FILES.values() for file in files])
+def test_a_corrupted_file_is_refused_by_name(manual_dir, tmp_path, file):
+    folder = tmp_path / "manual"
+    shutil.copytree(manual_dir, folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    content = bytearray((folder / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=file):
+        load_tfds("mnist", tmp_path / "data", folder, print)
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
+
+
+def test_one_epoch_of_the_default_preset_passes_98_percent(data_dir, tmp_path):
+    arguments = ["--workdir", str(tmp_path), "--data-dir", str(data_dir[0]), "--epochs", "1"]
+    assert run.main(arguments) == 0
+    summary = read_summary(tmp_path)
+    assert summary["dataset"] == "mnist"
+    assert summary["test_examples"] == 10_000
+    assert summary["test_accuracy"] >= 0.98
+    assert summary["steps"] == 469

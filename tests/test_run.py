@@ -1,0 +1,292 @@
+"""The command as a user meets it: what it prints, leaves, refuses and survives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from mnist_flax import run, train
+from mnist_flax.config import PRESETS
+from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
+
+LONGER = ("--dataset", "digits", "--epochs", "12")
+
+
+@pytest.fixture(scope="module")
+def longer_run(tmp_path_factory):
+    """The workdir of a finished, undisturbed run of `LONGER`, in a process of its own."""
+    workdir = tmp_path_factory.mktemp("longer") / "run"
+    process = start("--workdir", str(workdir), *LONGER)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    lines = output.splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == [f"{i}/12" for i in range(1, 13)]
+    assert lines[-1].startswith("digits: test accuracy ")
+    assert errors == ""
+    return workdir
+
+
+def assert_same_run(workdir, undisturbed):
+    ours, theirs = read_summary(workdir), read_summary(undisturbed)
+    for name in set(theirs) - {"seconds"}:
+        assert ours[name] == theirs[name]
+    assert without_timing(read_metrics(workdir)) == without_timing(read_metrics(undisturbed))
+
+
+def wait_for_lines(process, workdir, count):
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def test_leaves_what_the_contract_says(small_run):
+    assert {path.name for path in small_run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "tensorboard",
+        "report",
+    }
+    config = json.loads((small_run / "config.json").read_text())
+    assert config["dataset"] == "digits"
+    assert config["epochs"] == 4
+    summary, metrics = read_summary(small_run), read_metrics(small_run)
+    assert [line["epoch"] for line in metrics] == [1, 2, 3, 4]
+    assert [line["step"] for line in metrics] == [12, 24, 36, 48]
+    for line in metrics:
+        assert set(line) == {
+            "step",
+            "epoch",
+            "dataset",
+            "train_loss",
+            "test_loss",
+            "test_accuracy",
+            "seconds",
+            "images_per_second",
+        }
+        assert line["dataset"] == "digits"
+        assert line["images_per_second"] == pytest.approx(1_437 / line["seconds"])
+    assert summary["dataset"] == "digits"
+    assert summary["parameters"] == 81_066
+    assert summary["test_examples"] == 360
+    assert summary["test_accuracy"] == metrics[-1]["test_accuracy"] > 0.5
+    assert summary["test_loss"] == metrics[-1]["test_loss"]
+    assert summary["epochs"] == 4
+    assert summary["steps"] == 48
+    assert len(summary["params_sha256"]) == 64
+    seconds = summary["seconds"]
+    assert set(seconds) == {"import", "data", "compile", "train", "total"}
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) / 2)
+    assert {"jax", "flax", "backend", "device_kind", "device_count"} <= set(summary["environment"])
+    assert sorted(path.name for path in (small_run / "checkpoints").iterdir()) == ["24", "36", "48"]
+    assert {path.name for path in (small_run / "report").iterdir()} == {"curves.png", "index.html"}
+    assert "digits" in (small_run / "report" / "index.html").read_text()
+
+
+def test_the_same_command_again_leaves_a_finished_run_alone(small_run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*")}
+    assert run.main(["--workdir", str(small_run), *SMALL]) == 0
+    assert "finished already: digits: test accuracy" in capsys.readouterr().out
+    assert run.main(["--workdir", str(small_run), "--epochs", "4"]) == 0  # auto: as it began
+    assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
+
+
+def test_another_config_is_refused(small_run, capsys):
+    assert run.main(["--workdir", str(small_run), *SMALL, "--seed", "1"]) == 2
+    assert "--seed was 0, now 1" in capsys.readouterr().err
+
+
+def test_two_runs_are_bit_identical_and_another_seed_is_not(small_run, tmp_path):
+    assert run.main(["--workdir", str(tmp_path / "again"), *SMALL]) == 0
+    assert_same_run(tmp_path / "again", small_run)
+    assert run.main(["--workdir", str(tmp_path / "other"), *SMALL, "--seed", "1"]) == 0
+    digest = "params_sha256"
+    assert read_summary(tmp_path / "other")[digest] != read_summary(small_run)[digest]
+
+
+def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
+    often = ("--eval-every", "3", "--checkpoint-every", "2", "--keep-checkpoints", "9")
+    assert run.main(["--workdir", str(tmp_path), *SMALL, *often]) == 0
+    assert [line["epoch"] for line in read_metrics(tmp_path)] == [3, 4]
+    assert without_timing(read_metrics(tmp_path)) == without_timing(read_metrics(small_run))[2:]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"24", "48"}
+    assert read_summary(tmp_path)["params_sha256"] == read_summary(small_run)["params_sha256"]
+
+
+def test_validation_is_reported_and_chooses_what_is_kept(tmp_path, capsys):
+    arguments = ("--validation-fraction", "0.2", "--keep-checkpoints", "1")
+    assert run.main(["--workdir", str(tmp_path), *SMALL, *arguments]) == 0
+    metrics = read_metrics(tmp_path)
+    best = max(metrics, key=lambda line: line["validation_accuracy"])
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best["step"], metrics[-1]["step"]}
+    assert read_summary(tmp_path)["validation_accuracy"] == metrics[-1]["validation_accuracy"]
+    assert "validation loss" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [1, 6, 11])
+def test_killed_and_continued_is_as_if_nothing_had_been(longer_run, tmp_path, lines):
+    process = start("--workdir", str(tmp_path), *LONGER)
+    wait_for_lines(process, tmp_path, lines)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "summary.json").exists()
+    assert run.main(["--workdir", str(tmp_path), *LONGER]) == 0
+    assert_same_run(tmp_path, longer_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_stops(longer_run, tmp_path, signum, code):
+    process = start("--workdir", str(tmp_path), *LONGER)
+    wait_for_lines(process, tmp_path, 3)
+    process.send_signal(signum)
+    output, errors = process.communicate()
+    assert process.returncode == code
+    assert "saved at step" in errors
+    assert "Traceback" not in errors
+    saved = int(errors.split("step ")[1].split(";")[0].replace(",", ""))
+    assert (tmp_path / "checkpoints" / str(saved)).is_dir()
+    assert not (tmp_path / "summary.json").exists()
+    process = start("--workdir", str(tmp_path), *LONGER)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.startswith(f"going on from step {saved:,} of 144")
+    assert_same_run(tmp_path, longer_run)
+
+
+def test_sigterm_before_the_training_stops_too(tmp_path):
+    script = (
+        "import os, signal, mnist_flax.run as run\n"
+        "run._run = lambda options: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"run.main(['--workdir', {str(tmp_path / 'a')!r}])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert ended.returncode == 143
+    assert ended.stderr == b""
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path, capsys, monkeypatch
+):
+    good = train.learning_rate
+    bad = lambda step, config: jnp.where(step > 30, jnp.nan, good(step, config))  # noqa: E731
+    monkeypatch.setattr(train, "learning_rate", bad)
+    # A seed of its own, so that no program compiled with the good rate is used.
+    assert run.main(["--workdir", str(tmp_path), *SMALL, "--seed", "99"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "the training loss became nan by step" in message
+    assert "the last good checkpoint is 24 in" in message
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"12", "24"}
+    assert [line["step"] for line in read_metrics(tmp_path)] == [12, 24]
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_divergent_setting_says_what_to_try(tmp_path, capsys):
+    assert run.main(["--workdir", str(tmp_path), *SMALL, "--learning-rate", "1e30"]) == 1
+    message = capsys.readouterr().err
+    assert "there is no checkpoint yet" in message
+    assert "try a lower --learning-rate" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--workdir is missing"),
+        (["--workdir"], "--workdir"),
+        (["--workdir", "W", "--epoch", "3"], "perhaps you meant --epochs?"),
+        (["--workdir", "W", "--epochs", "many"], "Error parsing --epochs"),
+        (["--workdir", "W", "--epochs", "0"], "--epochs must be from 1 to 100,000, but is 0"),
+        (["--workdir", "W", "--preset", "fastest"], "invalid choice 'fastest'"),
+        (["--workdir", "W", "--dataset", "cifar10"], "invalid choice 'cifar10'"),
+        (["--workdir", "W", "--batch-size", "60001"], "larger than the 60,000 training images"),
+        (["--workdir", "W", "--learning-rate", "nan"], "--learning-rate must be above 0"),
+        (["--workdir", "W", "--manual-dir", "nowhere", "--dataset", "mnist"], "is not a folder"),
+        (["--workdir", "README"], "README"),
+        (["surprise"], "surprise"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    (tmp_path / "README").write_text("a file, not a folder")
+    assert run.main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("error: ")
+    assert message in output.err
+    assert [path.name for path in tmp_path.iterdir()] == ["README"]
+
+
+def test_a_mistake_is_told_in_one_line_on_a_terminal_of_any_encoding():
+    told = []
+    for encoding in ("ascii", "utf-8"):
+        process = subprocess.run(
+            [sys.executable, "-m", "mnist_flax.run", "--workdir", "w", "--epoch", "3"],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert process.returncode == 2
+        told.append(process.stderr.decode())
+    expected = "error: Unrecognized options: --epoch, 3 (perhaps you meant --epochs?); see "
+    assert told == [expected + run.PROG + " --help\n"] * 2
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run.main(["--workdir", str(tmp_path / "file" / "run"), *SMALL]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_presets_and_flags_that_override_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("MNIST_FLAX_MANUAL_DIR", str(tmp_path))
+    options = run.parse(["--preset", "reference", "--epochs", "7", "--workdir", "w"])
+    assert options.config.epochs == 7
+    assert options.config.batch_size == PRESETS["reference"].batch_size == 32
+    assert options.manual_dir == tmp_path
+    monkeypatch.delenv("MNIST_FLAX_MANUAL_DIR")
+    assert run.parse(["--workdir", "w"]) == run.Options(PRESETS["default"], run.Path("w"))
+
+
+def test_the_reference_preset_is_the_tutorials_recipe():
+    config = PRESETS["reference"]
+    assert (config.input_size, config.batch_size, config.epochs) == (28, 32, 5)
+    assert (config.schedule, config.learning_rate) == ("constant", 1e-3)
+    assert (config.adam_b1, config.adam_b2, config.adam_epsilon) == (0.9, 0.999, 1e-7)
+    assert (config.shift, config.train_examples) == (0, 60_000)
+
+
+def test_help_and_refusals_import_nothing_heavy():
+    script = (
+        "import sys\nfrom mnist_flax import run\n"
+        "assert run.main(['--workdir', 'w', '--epochs', '0']) == 2\n"
+        "try:\n    run.main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'jax', 'flax', 'numpy', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    for flag in ("--workdir", "--preset", "--learning-rate", "--manual-dir", "--print-model"):
+        assert flag in ended.stdout
+
+
+def test_print_model_needs_no_workdir(capsys):
+    assert run.main(["--print-model", "--preset", "reference"]) == 0
+    table = capsys.readouterr().out
+    assert "26,26,64" in table
+    assert "81,066" in table
