@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     """Runs the experiment that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     arguments = parser.parse_args()

@@ -27,15 +27,9 @@ from mnist_flax.train import TrainState
 # Seconds of work handed to the device at a time: how soon a signal is heeded.
 PACE_SECONDS = 1.0
 
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "numpy",
-)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+SCORES = ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss")
 
 Log = Callable[[str], None]
 
@@ -95,8 +89,7 @@ def run_experiment(
     clock = _Clock(import_seconds)
     dataset = load_dataset(config.dataset, data_dir, manual_dir, config.validation_fraction, log)
     config = dataclasses.replace(config, dataset=dataset.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(folder / workdir.CONFIG, dataclasses.asdict(config))
+    workdir.begin(folder, config)
     clock.lap("data")
 
     key = jax.random.key(config.seed)
@@ -119,7 +112,14 @@ def run_experiment(
             state = _train(run, state)
     clock.lap("train")
 
-    summary = _summarize(state, metrics, dataset, config) | {
+    summary = {
+        "dataset": dataset.name,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "test_examples": len(dataset.test[0]),
+        **{name: metrics[-1][name] for name in SCORES if name in metrics[-1]},
+        "epochs": config.epochs,
+        "steps": int(state.step),
+        "params_sha256": checkpoint.digest(state.params),
         "seconds": clock.seconds,
         "environment": _environment(),
     }
@@ -236,35 +236,15 @@ def _require_finite(what: str, value: float, step: int, run: Run) -> None:
 
 
 def _describe(line: dict[str, Any], config: Config) -> str:
-    names = [name for name in ("validation", "test") if f"{name}_loss" in line]
     scores = "  ".join(
-        f"{name} loss {line[f'{name}_loss']:.4f} accuracy {line[f'{name}_accuracy']:.2%}"
-        for name in names
+        f"{split} loss {line[f'{split}_loss']:.4f} accuracy {line[f'{split}_accuracy']:.2%}"
+        for split in ("validation", "test")
+        if f"{split}_loss" in line
     )
     return (
         f"epoch {line['epoch']}/{config.epochs}  train loss {line['train_loss']:.4f}  {scores}  "
         f"{line['images_per_second']:,.0f} images/s"
     )
-
-
-def _summarize(
-    state: TrainState, metrics: list[dict[str, Any]], dataset: Dataset, config: Config
-) -> dict[str, Any]:
-    scores = {
-        name: metrics[-1][name]
-        for split in ("test", "validation")
-        for name in (f"{split}_accuracy", f"{split}_loss")
-        if name in metrics[-1]
-    }
-    return {
-        "dataset": dataset.name,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "test_examples": len(dataset.test[0]),
-        **scores,
-        "epochs": config.epochs,
-        "steps": int(state.step),
-        "params_sha256": checkpoint.digest(state.params),
-    }
 
 
 def _environment() -> dict[str, Any]:

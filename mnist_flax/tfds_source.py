@@ -7,7 +7,6 @@ TFDS's own, so the stock `tfds.data_source("mnist")` reads the prepared folder t
 
 import contextlib
 import gzip
-import hashlib
 import logging
 import os
 import sys
@@ -77,6 +76,7 @@ def load_tfds(
 def _builder(name: str, data_dir: Path | None) -> Any:
     """A TFDS builder of the standard data set that needs no TensorFlow."""
     import PIL.Image
+    from tensorflow_datasets.core import constants
     from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
     bases = {
@@ -100,7 +100,12 @@ def _builder(name: str, data_dir: Path | None) -> Any:
                 yield index, {"image": PIL.Image.fromarray(image), "label": int(label)}
 
     Builder.name = name
-    return Builder(data_dir=data_dir, file_format="array_record")
+    try:
+        return Builder(data_dir=data_dir, file_format="array_record")
+    except ValueError:
+        # Prepared already as TFRecord, which only TensorFlow reads; ours goes beside it.
+        root = Path(data_dir or constants.DATA_DIR)
+        return Builder(data_dir=root / "array_record", file_format="array_record")
 
 
 def read_idx(path: os.PathLike[str]) -> np.ndarray:
@@ -127,9 +132,9 @@ def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) 
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
 
-    missing = _missing_files(builder, manual_dir)
-    if missing:
-        _probe(missing[0], builder.name)
+    files = [file for split in SPLITS for file in FILES[split]]
+    if manual_dir is None or not all((manual_dir / file).exists() for file in files):
+        _probe(builder.URL + files[0], builder.name)
         log(f"downloading {builder.name} to {builder.data_dir}")
     log(f"preparing {builder.name} in {builder.data_dir} (only this once, about 15 s)")
     config = tfds.download.DownloadConfig(
@@ -142,19 +147,6 @@ def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) 
         raise UserError(f"a file is not the original one: {detail}") from error
     except (DownloadError, requests.RequestException) as error:
         raise DataUnavailable(f"{builder.name} cannot be downloaded: {error}") from error
-
-
-def _missing_files(builder: Any, manual_dir: Path | None) -> list[str]:
-    """URLs of the original files that are neither in `manual_dir` nor downloaded already."""
-    from tensorflow_datasets.core.download import checksums
-    from tensorflow_datasets.core.download.resource import get_dl_fname
-
-    manual = {path.name for path in manual_dir.iterdir()} if manual_dir else set()
-    downloads = Path(builder.data_dir).parents[1] / "downloads"
-    downloaded = {path.name for path in downloads.rglob("*.gz")}
-    urls = [builder.URL + file for split in SPLITS for file in FILES[split] if file not in manual]
-    infos = checksums.get_all_url_infos()
-    return [url for url in urls if get_dl_fname(url, infos[url].checksum) not in downloaded]
 
 
 def _probe(url: str, name: str) -> None:
@@ -199,21 +191,16 @@ def _decode(builder: Any, split: str) -> Arrays:
 
 
 def _read_cache(path: Path) -> dict[str, Arrays] | None:
-    """The cached arrays, or None where there are none, or not those of the prepared data.
-
-    The zip format checks a CRC of every array; the digest ties them to the record files.
-    """
+    """The cached arrays, each checked by its CRC in the zip format; None if not all are right."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
-            if str(cache["records_sha256"]) != _records_digest(path.parent):
-                return None
             return {split: (cache[f"{split}_images"], cache[f"{split}_labels"]) for split in SPLITS}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
 def _write_cache(path: Path, splits: dict[str, Arrays]) -> None:
-    arrays = {"records_sha256": np.array(_records_digest(path.parent))}
+    arrays: dict[str, Any] = {}
     for split, (images, labels) in splits.items():
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
     # A read-only data folder works too, only slower.
@@ -227,14 +214,6 @@ def _write_cache(path: Path, splits: dict[str, Arrays]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _records_digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for record in sorted(folder.glob("*.array_record*")):
-        digest.update(record.name.encode())
-        digest.update(record.read_bytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

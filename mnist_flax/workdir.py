@@ -44,6 +44,19 @@ def settle_config(workdir: Path, config: Config) -> Config:
     return config
 
 
+def begin(workdir: Path, config: Config) -> None:
+    """Makes the workdir where it is missing, and stores the config in it.
+
+    Raises:
+      UserError: the folder cannot be made or written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, dataclasses.asdict(config))
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; None where there is none.
 

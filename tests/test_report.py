@@ -20,14 +20,14 @@ def scalars(folder):
     Each record is an 8-byte length, a 4-byte CRC, the event and another CRC
     (https://www.tensorflow.org/tutorials/load_data/tfrecord).
     """
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
     found = []
     for path in folder.iterdir():
         content = path.read_bytes()
         while content:
             (length,) = struct.unpack("<Q", content[:8])
-            event = Event.FromString(content[12 : 12 + length])
+            event = event_pb2.Event.FromString(content[12 : 12 + length])  # pyright: ignore
             found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
             content = content[16 + length :]
     return found

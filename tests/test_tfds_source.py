@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.utils import Size
 
 from mnist_flax import tfds_source
 from mnist_flax.config import UserError
@@ -38,7 +39,7 @@ def manual(tmp_path, monkeypatch):
             content = (folder / file).read_bytes()
             url = tfds_source._builder("mnist", tmp_path).URL + file
             infos[url] = checksums.UrlInfo(
-                size=tfds.core.utils.Size(len(content)),
+                size=Size(len(content)),
                 checksum=hashlib.sha256(content).hexdigest(),
                 filename=file,
             )
@@ -74,7 +75,7 @@ def test_prepares_reads_and_caches(tmp_path, manual):
     assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "other records", "other names"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "other names"])
 def test_a_damaged_cache_is_made_again(tmp_path, manual, damage):
     folder, _ = manual
     found = load_tfds("mnist", tmp_path / "data", folder, print)
@@ -86,10 +87,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, manual, damage):
         del content[len(content) // 2 :]
     elif damage == "empty":
         content.clear()
-    if damage == "other records":
-        with np.load(cache) as arrays:
-            np.savez(cache, **(dict(arrays) | {"records_sha256": np.array("0")}))
-    elif damage == "other names":
+    if damage == "other names":
         np.savez(cache, images=np.zeros(3))
     else:
         cache.write_bytes(content)
@@ -109,6 +107,22 @@ def test_a_file_with_another_checksum_is_refused_by_name(tmp_path, manual):
     with pytest.raises(UserError, match=name):
         load_tfds("mnist", tmp_path / "data", folder, print)
     assert not list((tmp_path / "data").rglob("*.array_record*"))
+
+
+def test_data_prepared_for_tensorflow_is_left_alone(tmp_path, manual):
+    folder, _ = manual
+    load_tfds("mnist", tmp_path / "data", folder, print)
+    (prepared,) = tmp_path.glob("data/mnist/*/")
+    (prepared / tfds_source.CACHE_NAME).unlink()
+    for path in list(prepared.glob("*.array_record*")):
+        path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
+    info = prepared / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    before = sorted(path.name for path in prepared.iterdir())
+    found = load_tfds("mnist", tmp_path / "data", folder, print)
+    assert len(found["train"][0]) == COUNTS["train"]
+    assert sorted(path.name for path in prepared.iterdir()) == before
+    assert load_tfds("mnist", tmp_path / "data", None, pytest.fail)
 
 
 def test_two_at_once_prepare_only_once(tmp_path, manual):

@@ -1,16 +1,11 @@
 """The files of a run, after accidents too."""
 
-import dataclasses
 import json
 
 import pytest
 
 from mnist_flax import workdir
 from mnist_flax.config import Config, UserError
-
-
-def begin(folder, config):
-    workdir.write_json(folder / workdir.CONFIG, dataclasses.asdict(config))
 
 
 def test_a_new_workdir_takes_any_config(tmp_path):
@@ -20,17 +15,23 @@ def test_a_new_workdir_takes_any_config(tmp_path):
 
 
 def test_auto_stays_what_it_became(tmp_path):
-    begin(tmp_path, Config(dataset="digits"))
+    workdir.begin(tmp_path, Config(dataset="digits"))
     assert workdir.settle_config(tmp_path, Config(dataset="auto")).dataset == "digits"
     with pytest.raises(UserError, match="--dataset was digits, now mnist"):
         workdir.settle_config(tmp_path, Config(dataset="mnist"))
 
 
 def test_another_config_is_refused_by_the_fields_that_differ(tmp_path):
-    begin(tmp_path, Config())
+    workdir.begin(tmp_path, Config())
     with pytest.raises(UserError) as error:
         workdir.settle_config(tmp_path, Config(seed=1, batch_size=64))
     assert "(--batch-size was 128, now 64; --seed was 0, now 1)" in str(error.value)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*run: Not a directory"):
+        workdir.begin(tmp_path / "file" / "run", Config())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"epochs": 5}', "\x00"])
