@@ -6,7 +6,9 @@ TFDS's own, so the stock `tfds.data_source("mnist")` reads the prepared folder t
 """
 
 import contextlib
+import errno
 import gzip
+import io
 import logging
 import os
 import sys
@@ -52,25 +54,28 @@ def load_tfds(
       DataUnavailable: neither prepared, nor in `manual_dir`, nor downloadable.
       UserError: a file is damaged, or a folder cannot be used.
     """
+    try:
+        folder = Path(_builder(name, data_dir).data_dir)
+        cached = _read_cache(folder)
+        if cached is None:
+            with _lock(folder, log):
+                cached = _read_cache(folder) or _make_cache(name, data_dir, manual_dir, log)
+        return cached
+    except OSError as error:
+        raise UserError(f"cannot use the data folder: {error}") from error
+
+
+def _make_cache(
+    name: str, data_dir: Path | None, manual_dir: Path | None, log: Callable[[str], None]
+) -> dict[str, Arrays]:
     with _quiet_tfds():
-        try:
-            builder = _builder(name, data_dir)
-            cache = Path(builder.data_dir) / CACHE_NAME
-            cached = _read_cache(cache)
-            if cached is not None:
-                return cached
-            if not builder.is_prepared():
-                with _lock(Path(f"{builder.data_dir}.lock"), log):
-                    if not builder.is_prepared():
-                        _prepare(builder, manual_dir, log)
-                # A builder knows only what was prepared before it was made.
-                builder = _builder(name, data_dir)
-            log(f"reading {name} from {builder.data_dir} (only this once, about 10 s)")
-            splits = {split: _decode(builder, split) for split in SPLITS}
-            _write_cache(cache, splits)
-            return splits
-        except OSError as error:
-            raise UserError(f"cannot use the data folder: {error}") from error
+        builder = _builder(name, data_dir)
+        if not builder.is_prepared():
+            _prepare(builder, manual_dir, log)
+        log(f"reading {name} from {builder.data_dir} (only this once, about 10 s)")
+        splits = {split: _decode(builder, split) for split in SPLITS}
+        _write_cache(Path(builder.data_dir), splits)
+        return splits
 
 
 def _builder(name: str, data_dir: Path | None) -> Any:
@@ -141,7 +146,8 @@ def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) 
         manual_dir=manual_dir, try_download_gcs=False, force_checksums_validation=True
     )
     try:
-        builder.download_and_prepare(download_config=config)
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=config)
     except NonMatchingChecksumError as error:
         detail = " ".join(str(error).split(" To debug")[0].split())
         raise UserError(f"a file is not the original one: {detail}") from error
@@ -190,42 +196,46 @@ def _decode(builder: Any, split: str) -> Arrays:
     return images, labels
 
 
-def _read_cache(path: Path) -> dict[str, Arrays] | None:
+def _read_cache(folder: Path) -> dict[str, Arrays] | None:
     """The cached arrays, each checked by its CRC in the zip format; None if not all are right."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as cache:
+        with (folder / CACHE_NAME).open("rb") as file, np.load(file, allow_pickle=False) as cache:
             return {split: (cache[f"{split}_images"], cache[f"{split}_labels"]) for split in SPLITS}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
-def _write_cache(path: Path, splits: dict[str, Arrays]) -> None:
+def _write_cache(folder: Path, splits: dict[str, Arrays]) -> None:
     arrays: dict[str, Any] = {}
     for split, (images, labels) in splits.items():
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
     # A read-only data folder works too, only slower.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = folder / f"{CACHE_NAME}.{os.getpid()}.tmp"
     with contextlib.suppress(OSError):
         try:
             with temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.replace(folder / CACHE_NAME)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _lock(path: Path, log: Callable[[str], None]) -> Iterator[None]:
+def _lock(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """One process prepares while the others wait; freed by the system if its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(f"{folder}.lock")
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=1)
     except Timeout:
         log("waiting for another process that is preparing the same data")
         lock.acquire()
+    except OSError as error:
+        # In a folder that is read-only for us there is nothing to spoil.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
     try:
         yield
     finally:
@@ -234,7 +244,7 @@ def _lock(path: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS's own notes off the screen, and its progress bars too where it is no screen."""
+    """Keeps TFDS's notes off the screen, and its progress bars too where it is no screen."""
     import tensorflow_datasets as tfds
 
     logger = logging.getLogger("absl")
@@ -243,7 +253,6 @@ def _quiet_tfds() -> Iterator[None]:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
+        yield
     finally:
         logger.setLevel(level)

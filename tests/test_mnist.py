@@ -27,8 +27,8 @@ def data_dir(manual_dir, tmp_path_factory):
         "load_tfds('mnist', *map(pathlib.Path, sys.argv[1:]), print)"
     )
     command = [sys.executable, "-c", script, str(folder), str(manual_dir)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate()[1] for process in processes]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     return folder, outputs
 

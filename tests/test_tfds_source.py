@@ -1,5 +1,6 @@
 """TFDS without TensorFlow, on small IDX files that take MNIST's place."""
 
+import errno
 import gzip
 import hashlib
 import sys
@@ -140,8 +141,27 @@ def test_two_at_once_prepare_only_once(tmp_path, manual):
     for thread in threads:
         thread.join()
     assert len(results) == 2
-    assert sum(line.startswith("preparing") for line in lines) == 1
+    assert sorted(line.split()[0] for line in lines if "waiting" not in line) == [
+        "preparing",
+        "reading",
+    ]
     np.testing.assert_array_equal(results[0]["train"][0], results[1]["train"][0])
+
+
+def test_a_read_only_data_folder_works(tmp_path, manual, monkeypatch):
+    folder, _ = manual
+    found = load_tfds("mnist", tmp_path / "data", folder, print)
+    (cache,) = tmp_path.glob(f"data/mnist/*/{tfds_source.CACHE_NAME}")
+    cache.unlink()
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tfds_source.FileLock, "acquire", refuse)
+    monkeypatch.setattr(tfds_source.np, "savez", refuse)
+    again = load_tfds("mnist", tmp_path / "data", None, print)
+    np.testing.assert_array_equal(again["train"][0], found["train"][0])
+    assert not cache.exists()
 
 
 def test_read_idx(tmp_path):
