@@ -53,7 +53,8 @@ class Run:
     config: Config
     folder: Path
     log: Log
-    train_steps: Callable[[TrainState, int], TrainState]  # donates the state
+    epoch_order: Callable[[int], jax.Array]
+    train_steps: Callable[[TrainState, jax.Array, int], TrainState]  # donates the state
     evaluate: Callable[[TrainState], dict[str, float]]
     checkpointer: Checkpointer
     tensorboard: report.TensorBoard
@@ -94,7 +95,7 @@ def run_experiment(
 
     key = jax.random.key(config.seed)
     like = _abstract_state(key, config)
-    train_steps, evaluate = _compile(like, key, dataset, config)
+    programs = _compile(like, key, dataset, config)
     clock.lap("compile")
 
     checkpoints = folder / workdir.CHECKPOINTS
@@ -106,9 +107,7 @@ def run_experiment(
             log(f"going on from step {int(state.step):,} of {config.total_steps:,}")
         metrics = workdir.read_metrics(folder / workdir.METRICS, int(state.step))
         with report.TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
-            run = Run(
-                config, folder, log, train_steps, evaluate, checkpointer, tensorboard, metrics
-            )
+            run = Run(config, folder, log, *programs, checkpointer, tensorboard, metrics)
             state = _train(run, state)
     clock.lap("train")
 
@@ -130,26 +129,40 @@ def run_experiment(
 
 def _train(run: Run, state: TrainState) -> TrainState:
     """The loop: trains to the last step, evaluating and saving at the ends of epochs."""
-    config, step, steps_at_once, meter = run.config, int(state.step), 1, _Meter()
+    config, step, meter = run.config, int(state.step), _Meter()
     bar = tqdm(total=config.total_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
     with bar, _noting_signals() as signals:
-        while step < config.total_steps:
-            count = min(steps_at_once, config.steps_per_epoch - step % config.steps_per_epoch)
-            began = time.perf_counter()
-            state = run.train_steps(state, count)
-            epoch_loss = float(state.epoch_loss)  # waits for the device
-            elapsed = time.perf_counter() - began
-            meter.add(_images_in(step, count, config), elapsed)
-            steps_at_once = max(1, int(count * PACE_SECONDS / elapsed))
-            step += count
-            bar.update(count)
-            _require_finite("training loss", epoch_loss, step, run)
-            if step % config.steps_per_epoch == 0:
-                _end_epoch(run, state, meter)
-            if signals and step < config.total_steps:
-                checkpoint.save(run.checkpointer, step, state)
-                raise Stopped(signals[0], step)
+        for epoch in range(step // config.steps_per_epoch, config.epochs):
+            state = _train_epoch(run, state, epoch, meter, bar, signals)
+            _end_epoch(run, state, meter)
+            if signals and epoch + 1 < config.epochs:
+                _save_and_stop(run, state, signals)
     return state
+
+
+def _train_epoch(
+    run: Run, state: TrainState, epoch: int, meter: "_Meter", bar: tqdm, signals: list[int]
+) -> TrainState:
+    """Trains to the end of an epoch, in parts of about `PACE_SECONDS`."""
+    step, end = int(state.step), (epoch + 1) * run.config.steps_per_epoch
+    order = run.epoch_order(epoch)
+    while step < end:
+        count = min(meter.steps_in(PACE_SECONDS), end - step)
+        began = time.perf_counter()
+        state = run.train_steps(state, order, count)
+        epoch_loss = float(state.epoch_loss)  # waits for the device
+        meter.add(count, _images_in(step, count, run.config), time.perf_counter() - began)
+        step += count
+        bar.update(count)
+        _require_finite("training loss", epoch_loss, step, run)
+        if signals and step < end:
+            _save_and_stop(run, state, signals)
+    return state
+
+
+def _save_and_stop(run: Run, state: TrainState, signals: list[int]) -> None:
+    checkpoint.save(run.checkpointer, int(state.step), state)
+    raise Stopped(signals[0], int(state.step))
 
 
 def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
@@ -189,10 +202,19 @@ def _abstract_state(key: jax.Array, config: Config) -> TrainState:
 
 def _compile(
     like: TrainState, key: jax.Array, dataset: Dataset, config: Config
-) -> tuple[Callable[[TrainState, int], TrainState], Callable[[TrainState], dict[str, float]]]:
+) -> tuple[
+    Callable[[int], jax.Array],
+    Callable[[TrainState, jax.Array, int], TrainState],
+    Callable[[TrainState], dict[str, float]],
+]:
     """Puts the data on the device and compiles the programs of the loop."""
     arrays = jax.device_put(dataset.train)
-    steps = train.train_steps.lower(like, *arrays, key, jnp.int32(0), config=config).compile()
+    zero = jnp.int32(0)
+    epoch_order = jax.jit(train.epoch_order, static_argnames="config")
+    order = epoch_order.lower(key, zero, config=config).compile()
+    steps = train.train_steps.lower(
+        like, *arrays, order(key, zero), key, zero, config=config
+    ).compile()
     splits = {"test": dataset.test}
     if config.validation_fraction:
         splits["validation"] = dataset.validation
@@ -206,7 +228,11 @@ def _compile(
             scores[f"{name}_accuracy"] = sums["correct"] / sums["count"]
         return scores
 
-    return lambda state, count: steps(state, *arrays, key, jnp.int32(count)), evaluate
+    return (
+        lambda epoch: order(key, jnp.int32(epoch)),
+        lambda state, order, count: steps(state, *arrays, order, key, jnp.int32(count)),
+        evaluate,
+    )
 
 
 def _compile_evaluate(
@@ -276,17 +302,21 @@ class _Clock:
 
 
 class _Meter:
-    """Images trained on, and the seconds that took, since the last reading."""
+    """Images trained on, and the seconds that took, since the last reading; and the pace."""
 
     def __init__(self) -> None:
-        self._images, self._seconds = 0, 0.0
+        self._images, self._seconds, self._steps_per_second = 0, 0.0, 0.0
 
-    def add(self, images: int, seconds: float) -> None:
+    def add(self, steps: int, images: int, seconds: float) -> None:
         self._images, self._seconds = self._images + images, self._seconds + seconds
+        self._steps_per_second = steps / seconds
+
+    def steps_in(self, seconds: float) -> int:
+        return max(1, int(self._steps_per_second * seconds))
 
     def read(self) -> dict[str, float]:
         reading = {"seconds": self._seconds, "images_per_second": self._images / self._seconds}
-        self.__init__()
+        self._images, self._seconds = 0, 0.0
         return reading
 
 

@@ -149,6 +149,7 @@ def train_steps(
     state: TrainState,
     images: jax.Array,
     labels: jax.Array,
+    order: jax.Array,
     key: jax.Array,
     num_steps: jax.Array,
     config: Config,
@@ -162,9 +163,9 @@ def train_steps(
       state: donated; use the returned one.
       images: all training images, uint8 [train_examples, 28, 28, 1].
       labels: int32 [train_examples].
+      order: the `epoch_order` of the epoch that `state.step` is in.
       key: the run's key.
     """
-    order = epoch_order(key, state.step // config.steps_per_epoch, config)
 
     def body(_: jax.Array, state: TrainState) -> TrainState:
         batch = take_batch(images, labels, order[state.step % config.steps_per_epoch])

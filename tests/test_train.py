@@ -72,7 +72,8 @@ def test_a_step_is_plain_adam_on_the_mean_loss(digits, key):
 def steps(config, dataset, key, state, *counts):
     arrays = to_device(dataset.train)
     for count in counts:
-        state = train.train_steps(state, *arrays, key, jnp.int32(count), config=config)
+        order = train.epoch_order(key, state.step // config.steps_per_epoch, config)
+        state = train.train_steps(state, *arrays, order, key, jnp.int32(count), config=config)
     return state
 
 
