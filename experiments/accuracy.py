@@ -27,24 +27,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        summaries = [train(arguments.preset, seed, Path(folder)) for seed in range(arguments.seeds)]
+        runs = [train(arguments.preset, seed, Path(folder)) for seed in range(arguments.seeds)]
+    summaries = [summary for summary, _ in runs]
     accuracies = [summary["test_accuracy"] for summary in summaries]
     losses = [summary["test_loss"] for summary in summaries]
-    epochs = summaries[0]["epochs"]
     result = {
         "command": shlex.join(["python", "experiments/accuracy.py", *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else ""),
+        "commit": git("rev-parse", "HEAD")
+        + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""),
         "dataset": summaries[0]["dataset"],
         "parameters": summaries[0]["parameters"],
-        "epochs": epochs,
+        "epochs": summaries[0]["epochs"],
         "test_examples": summaries[0]["test_examples"],
         "n": len(summaries),
         "seeds": list(range(len(summaries))),
         "test_accuracy": spread(accuracies),
         "test_loss": spread(losses),
-        "seconds_per_epoch": spread(
-            [summary["seconds"]["train"] / epochs for summary in summaries]
-        ),
+        "seconds_per_epoch": spread([statistics.median(seconds) for _, seconds in runs]),
         "total_seconds": spread([summary["seconds"]["total"] for summary in summaries]),
         "environment": summaries[0]["environment"]
         | {"platform": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
@@ -55,12 +54,14 @@ def main() -> None:
     print(f"{statistics.mean(accuracies):.2%}, n = {len(accuracies)}; see {path}")
 
 
-def train(preset: str, seed: int, folder: Path) -> dict[str, Any]:
-    """The summary of one run on MNIST, in a process of its own."""
+def train(preset: str, seed: int, folder: Path) -> tuple[dict[str, Any], list[float]]:
+    """The summary and each epoch's training seconds of one run on MNIST, in its own process."""
     workdir = folder / str(seed)
     arguments = f"--preset {preset} --seed {seed} --dataset mnist --workdir {workdir}"
     subprocess.run([sys.executable, "-m", "mnist_flax.run", *arguments.split()], check=True)
-    return json.loads((workdir / "summary.json").read_text())
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    return json.loads((workdir / "summary.json").read_text()), seconds
 
 
 def spread(values: list[float]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ by Ctrl-C, after saving; 1 anything else. Imports nothing heavy before it is nee
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import io
 import os
+import platform
 import re
 import signal
 import sys
@@ -50,6 +52,10 @@ class Options:
     manual_dir: OptionalPath = None
     """Read-only folder with the four original .gz files, for machines without a network.
     Default: MNIST_FLAX_MANUAL_DIR."""
+
+    no_compilation_cache: bool = False
+    """Do not keep compiled programs for the next run. Without this flag they go to
+    JAX_COMPILATION_CACHE_DIR or ~/.cache/mnist_flax."""
 
     print_model: bool = False
     """Print the table of layers, and do nothing else."""
@@ -140,6 +146,8 @@ def _run(options: Options) -> int:
     began = time.perf_counter()
     from mnist_flax import experiment
 
+    if not options.no_compilation_cache:
+        _keep_compiled_programs()
     try:
         summary = experiment.run_experiment(
             config,
@@ -157,6 +165,25 @@ def _run(options: Options) -> int:
         return 1
     _log(f"{_result(summary)}; see {folder / workdir.REPORT / 'index.html'}")
     return 0
+
+
+def _keep_compiled_programs() -> None:
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        folder = cache / "mnist_flax" / _processor_fingerprint()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _processor_fingerprint() -> str:
+    """Stands for this kind of processor; JAX's key does not, yet a home may be shared."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    text = " ".join([platform.machine(), *sorted(features)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _result(summary: dict[str, Any]) -> str:

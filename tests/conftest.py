@@ -1,13 +1,19 @@
 """Strict arithmetic for all tests, and the small things that several of them need."""
 
 import os
+import tempfile
 
 # In the environment, so that the commands which tests start are as strict.
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+# Compiled once for all tests; what an earlier session left behind must not matter.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+
+import atexit
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +26,8 @@ import pytest
 from mnist_flax import run
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset, load_dataset
+
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 SMALL = ("--dataset", "digits", "--epochs", "4")
 

@@ -111,6 +111,24 @@ def test_two_runs_are_bit_identical_and_another_seed_is_not(small_run, tmp_path)
     assert read_summary(tmp_path / "other")[digest] != read_summary(small_run)[digest]
 
 
+def test_a_program_compiled_afresh_gives_the_same_bits(small_run, tmp_path):
+    process = start("--workdir", str(tmp_path), *SMALL, "--no-compilation-cache")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert_same_run(tmp_path, small_run)
+
+
+def test_compiled_programs_are_kept_for_this_kind_of_processor(tmp_path, monkeypatch):
+    used = {}
+    monkeypatch.setattr("jax.config.update", used.__setitem__)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run._keep_compiled_programs()
+    folder = run.Path(used["jax_compilation_cache_dir"])
+    assert folder.parent == tmp_path / "mnist_flax"
+    assert folder.name == run._processor_fingerprint()
+
+
 def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
     often = ("--eval-every", "3", "--checkpoint-every", "2", "--keep-checkpoints", "9")
     assert run.main(["--workdir", str(tmp_path), *SMALL, *often]) == 0
