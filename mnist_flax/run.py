@@ -83,7 +83,7 @@ def parse(argv: Sequence[str]) -> Options:
       SystemExit: with code 0, after printing the help.
     """
     preset_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    preset_parser.add_argument("--preset", default="default")
+    preset_parser.add_argument("--preset", nargs="?", default="default")
     preset = preset_parser.parse_known_args(argv)[0].preset
     base = Options(
         config=PRESETS.get(preset, Config()),

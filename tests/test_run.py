@@ -225,6 +225,7 @@ def test_a_divergent_setting_says_what_to_try(tmp_path, capsys):
         (["--workdir", "W", "--epochs", "many"], "Error parsing --epochs"),
         (["--workdir", "W", "--epochs", "0"], "--epochs must be from 1 to 100,000, but is 0"),
         (["--workdir", "W", "--preset", "fastest"], "invalid choice 'fastest'"),
+        (["--workdir", "W", "--preset"], "--preset"),
         (["--workdir", "W", "--dataset", "cifar10"], "invalid choice 'cifar10'"),
         (["--workdir", "W", "--batch-size", "60001"], "larger than the 60,000 training images"),
         (["--workdir", "W", "--learning-rate", "nan"], "--learning-rate must be above 0"),
