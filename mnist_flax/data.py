@@ -94,8 +94,8 @@ def _check(name: str, arrays: Arrays, count: int) -> None:
 def _digits() -> dict[str, Arrays]:
     """scikit-learn's digits in MNIST's format: a 20x20 digit inside 28x28.
 
-    The last 360 are the test split. They stand in the order in which they were collected,
-    so few writers are in both splits (https://archive.ics.uci.edu/dataset/80).
+    The last 360, in scikit-learn's order, are the test split. The digits are the test part
+    of https://archive.ics.uci.edu/dataset/80.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
