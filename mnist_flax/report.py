@@ -8,7 +8,7 @@ import html
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,8 @@ body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem }}
 img {{ max-width: 100% }}
 table {{ border-collapse: collapse; font-size: 90%; display: block; overflow-x: auto }}
 td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }}
-td {{ border-top: 1px solid #ddd; overflow-wrap: anywhere }}
+td {{ border-top: 1px solid #ddd; white-space: nowrap }}
+td.long {{ white-space: normal; overflow-wrap: anywhere }}
 </style>
 <h1>{title}</h1>
 <p>{claim}</p>
@@ -82,8 +83,8 @@ def write_report(
         ),
         curves=base64.b64encode(curves).decode(),
         epochs=_table(metrics[0], [line.values() for line in metrics]),
-        summary=_table(("", ""), summary.items()),
-        config=_table(("", ""), config.items()),
+        summary=_table(("", ""), _flat(summary)),
+        config=_table(("", ""), _flat(config)),
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
 
@@ -113,12 +114,21 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _table(header: Any, rows: Any) -> str:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}: ")
+        else:
+            yield prefix + name.replace("_", " "), value
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     def cell(value: Any) -> str:
         if isinstance(value, float):
             value = f"{value:.5g}"
-        return html.escape(value if isinstance(value, str) else json.dumps(value))
+        text = value if isinstance(value, str) else json.dumps(value)
+        return f"<td{' class=long' if len(text) > 40 else ''}>{html.escape(text)}</td>"
 
-    head = "".join(f"<th>{cell(name.replace('_', ' '))}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{cell(c)}</td>' for c in row)}</tr>" for row in rows)
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"

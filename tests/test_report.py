@@ -63,6 +63,7 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "98.77% of 10,000 test images right" in page
     assert "81,066 parameters" in page
+    assert "<td>seconds: total</td><td>1.5</td>" in page
     assert "<b>" not in page
     assert "http" not in page
     assert "data:image/png;base64," in page
