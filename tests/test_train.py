@@ -1,6 +1,7 @@
 """The pure training functions: golden values, determinism, and that no image is lost."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from mnist_flax import model, train
+from mnist_flax.augment import window
 from mnist_flax.checkpoint import digest
 from mnist_flax.config import Config
 from tests.conftest import reference_config, to_device
@@ -67,6 +69,25 @@ def test_a_step_is_plain_adam_on_the_mean_loss(digits, key):
         clear = np.abs(gradient) > 1e-5
         assert clear.any()
         np.testing.assert_allclose(ours[clear], plain[clear], rtol=0, atol=1e-6)
+
+
+def test_an_accelerators_path_gives_the_same_gradients(digits, key, config, monkeypatch):
+    """There the convolution is XLA's own and the batch is not divided."""
+    params = create(key, config).params
+    batch = first_batch(digits, 100)
+    images = window(batch["images"], config)
+
+    def gradients():
+        whole = functools.partial(train._summed_gradients, images=images)
+        return jax.jit(lambda p: whole(p, labels=batch["labels"], weights=batch["weights"]))(params)
+
+    loss, ours = gradients()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert model.convolution() is jax.lax.conv_general_dilated
+    other_loss, theirs = gradients()
+    np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert jnp.linalg.norm(a - b) <= 1e-4 * jnp.linalg.norm(b)
 
 
 def steps(config, dataset, key, state, *counts):
