@@ -21,7 +21,7 @@ def augment(key: jax.Array, images: jax.Array, config: Config) -> jax.Array:
     where it leaves the image it sees black.
 
     Args:
-      key: decides the moves; image i of a batch moves the same however many follow it.
+      key: decides the moves.
       images: uint8 [batch, 28, 28, 1].
 
     Returns:
