@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import math
 import platform
@@ -21,7 +20,8 @@ from tqdm import tqdm
 from mnist_flax import __version__, checkpoint, report, train, workdir
 from mnist_flax.checkpoint import Checkpointer
 from mnist_flax.config import Config
-from mnist_flax.data import Arrays, Dataset, load_dataset
+from mnist_flax.data import load_dataset
+from mnist_flax.programs import Programs, compile_programs
 from mnist_flax.train import TrainState
 
 # Seconds of work handed to the device at a time: how soon a signal is heeded.
@@ -53,9 +53,7 @@ class Run:
     config: Config
     folder: Path
     log: Log
-    epoch_order: Callable[[int], jax.Array]
-    train_steps: Callable[[TrainState, jax.Array, int], TrainState]  # donates the state
-    evaluate: Callable[[TrainState], dict[str, float]]
+    programs: Programs
     checkpointer: Checkpointer
     tensorboard: report.TensorBoard
     metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
@@ -93,21 +91,19 @@ def run_experiment(
     workdir.begin(folder, config)
     clock.lap("data")
 
-    key = jax.random.key(config.seed)
-    like = _abstract_state(key, config)
-    programs = _compile(like, key, dataset, config)
+    programs = compile_programs(dataset, config)
     clock.lap("compile")
 
     checkpoints = folder / workdir.CHECKPOINTS
     with checkpoint.open_checkpoints(checkpoints, config.keep_checkpoints) as checkpointer:
-        state = checkpoint.restore(checkpointer, like)
+        state = checkpoint.restore(checkpointer, programs.like)
         if state is None:
-            state = jax.jit(train.create_state, static_argnames="config")(key, config=config)
+            state = programs.create_state()
         else:
             log(f"going on from step {int(state.step):,} of {config.total_steps:,}")
         metrics = workdir.read_metrics(folder / workdir.METRICS, int(state.step))
         with report.TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
-            run = Run(config, folder, log, *programs, checkpointer, tensorboard, metrics)
+            run = Run(config, folder, log, programs, checkpointer, tensorboard, metrics)
             state = _train(run, state)
     clock.lap("train")
 
@@ -145,11 +141,11 @@ def _train_epoch(
 ) -> TrainState:
     """Trains to the end of an epoch, in parts of about `PACE_SECONDS`."""
     step, end = int(state.step), (epoch + 1) * run.config.steps_per_epoch
-    order = run.epoch_order(epoch)
+    order = run.programs.epoch_order(epoch)
     while step < end:
         count = min(meter.steps_in(PACE_SECONDS), end - step)
         began = time.perf_counter()
-        state = run.train_steps(state, order, count)
+        state = run.programs.train_steps(state, order, count)
         epoch_loss = float(state.epoch_loss)  # waits for the device
         meter.add(count, _images_in(step, count, run.config), time.perf_counter() - began)
         step += count
@@ -172,7 +168,7 @@ def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
     last = epoch == config.epochs
     line = None
     if last or epoch % config.eval_every == 0:
-        scores = run.evaluate(state)
+        scores = run.programs.evaluate(state)
         _require_finite("test loss", scores["test_loss"], step, run)
         line = {
             "step": step,
@@ -189,58 +185,6 @@ def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
         run.log(_describe(line, config))
     if last or epoch % config.checkpoint_every == 0:
         checkpoint.save(run.checkpointer, step, state, line)
-
-
-def _abstract_state(key: jax.Array, config: Config) -> TrainState:
-    """The shapes, dtypes and placement of the state, without computing it."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(functools.partial(train.create_state, config=config), key)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-    )
-
-
-def _compile(
-    like: TrainState, key: jax.Array, dataset: Dataset, config: Config
-) -> tuple[
-    Callable[[int], jax.Array],
-    Callable[[TrainState, jax.Array, int], TrainState],
-    Callable[[TrainState], dict[str, float]],
-]:
-    """Puts the data on the device and compiles the programs of the loop."""
-    arrays = jax.device_put(dataset.train)
-    zero = jnp.int32(0)
-    epoch_order = jax.jit(train.epoch_order, static_argnames="config")
-    order = epoch_order.lower(key, zero, config=config).compile()
-    steps = train.train_steps.lower(
-        like, *arrays, order(key, zero), key, zero, config=config
-    ).compile()
-    splits = {"test": dataset.test}
-    if config.validation_fraction:
-        splits["validation"] = dataset.validation
-    evaluators = {name: _compile_evaluate(like, split, config) for name, split in splits.items()}
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        scores: dict[str, float] = {}
-        for name, evaluator in evaluators.items():
-            sums = {key: float(value) for key, value in evaluator(state).items()}
-            scores[f"{name}_loss"] = sums["loss"] / sums["count"]
-            scores[f"{name}_accuracy"] = sums["correct"] / sums["count"]
-        return scores
-
-    return (
-        lambda epoch: order(key, jnp.int32(epoch)),
-        lambda state, order, count: steps(state, *arrays, order, key, jnp.int32(count)),
-        evaluate,
-    )
-
-
-def _compile_evaluate(
-    like: TrainState, split: Arrays, config: Config
-) -> Callable[[TrainState], train.Metrics]:
-    arrays = jax.device_put(split)
-    program = train.evaluate.lower(like.params, *arrays, config=config).compile()
-    return lambda state: program(state.params, *arrays)
 
 
 def _images_in(step: int, count: int, config: Config) -> int:

@@ -1,18 +1,19 @@
-"""The network: its parameters, its layers, and how its layers are computed."""
+"""The network: its parameters and its layers."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import summary
-from jax import lax
+
+from mnist_flax.convolution import pooled_convolution
 
 Params = Any  # a pytree: {layer: {"kernel": float32, "bias": float32}}
 
 NUM_CLASSES = 10
 NUM_BLOCKS = 3
+GLOROT = nn.initializers.glorot_uniform()
 
 
 class CNN(nn.Module):
@@ -22,40 +23,36 @@ class CNN(nn.Module):
     then dense layers of 64, 32 and 10.
     """
 
+    dtype: Any = jnp.float32  # of the arithmetic; the parameters are float32 in any case
+
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps float32 images [batch, height, width, 1] to logits [batch, 10]."""
-        x = images
-        for _ in range(NUM_BLOCKS):
-            x = nn.Conv(
-                64,
-                (3, 3),
-                padding="VALID",
-                kernel_init=nn.initializers.glorot_uniform(),
-                conv_general_dilated=convolution(),
-            )(x)
-            x = nn.relu(x)
-            x = MaxPool()(x)
+        """Maps float32 images [batch, height, width, 1] to float32 logits [batch, 10]."""
+        x = images.astype(self.dtype)
+        for index in range(NUM_BLOCKS):
+            x = Block(64, self.dtype, name=f"Conv_{index}")(x)
         x = x.reshape((x.shape[0], -1))
         for features in (64, 32):
-            x = nn.Dense(features, kernel_init=nn.initializers.glorot_uniform())(x)
-            x = nn.relu(x)
-        return nn.Dense(NUM_CLASSES, kernel_init=nn.initializers.glorot_uniform())(x)
+            x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(x))
+        return nn.Dense(NUM_CLASSES, dtype=self.dtype, kernel_init=GLOROT)(x).astype(jnp.float32)
 
 
-class MaxPool(nn.Module):
-    """2x2 max-pooling with stride 2; an odd last row or column is dropped, as in Keras."""
+class Block(nn.Module):
+    """A valid 3x3 convolution, 2x2 max-pooling, bias and ReLU.
+
+    The tutorial pools last, which gives the same: bias and ReLU change no order.
+    """
+
+    features: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, height, width, channels] to half the height and width, rounded down.
-
-        The gradient of `reduce_window` is 25 times slower than that of these slices on
-        CPU, and on GPU it has no deterministic implementation.
-        """
-        height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-        rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
-        return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
+        """Maps [batch, height, width, in] to [batch, (height - 2) // 2, ..., features]."""
+        kernel = self.param("kernel", GLOROT, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        pooled = pooled_convolution()(x, kernel.astype(self.dtype))
+        return nn.relu(pooled + bias.astype(self.dtype)[None, None, None])
 
 
 def init(key: jax.Array, input_size: int) -> Params:
@@ -97,54 +94,3 @@ def layer_table(input_size: int) -> str:
         column_kwargs={"no_wrap": True},
     )
     return "\n".join(line.rstrip() for line in table(images).strip().splitlines())
-
-
-def convolution() -> Callable[..., jax.Array]:
-    """The implementation of convolution that is fast on this backend."""
-    return patches_convolution if jax.default_backend() == "cpu" else lax.conv_general_dilated
-
-
-def patches_convolution(
-    images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_
-) -> jax.Array:
-    """A valid convolution with stride 1 as one matrix product over patches.
-
-    Stands in for `lax.conv_general_dilated` with images [batch, height, width, in] and
-    kernel [rows, columns, in, out]. XLA's own gradients of a convolution are many times
-    slower inside a loop on CPU.
-
-    Raises:
-      ValueError: for another padding or stride.
-    """
-    if padding != "VALID" or tuple(strides) != (1, 1):
-        raise ValueError(f"only VALID with stride 1, not {padding!r} with {strides}")
-    rows, columns, _, features = kernel.shape
-    batch, height, width, _ = images.shape
-    height, width = height - rows + 1, width - columns + 1
-    patches = jnp.concatenate(
-        [images[:, r : r + height, c : c + width] for r in range(rows) for c in range(columns)],
-        axis=-1,
-    )
-    product = _matmul(patches.reshape((batch * height * width, -1)), kernel.reshape((-1, features)))
-    return product.reshape((batch, height, width, features))
-
-
-@jax.custom_vjp
-def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    return x @ w
-
-
-def _matmul_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ w, (x, w)
-
-
-def _matmul_backward(
-    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, w = saved
-    # XLA on CPU multiplies by a transposed copy two to three times faster than by a
-    # transposed view, which the barrier keeps it from turning the copy back into.
-    return gradient @ w.T, lax.optimization_barrier(x.T) @ gradient
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)
