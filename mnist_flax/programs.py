@@ -1,7 +1,6 @@
 """The compiled programs of a run: each of `train`'s functions, for one config and its data."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,26 +26,30 @@ class Programs:
 
 
 def compile_programs(dataset: Dataset, config: Config) -> Programs:
-    """Puts the data on the device and compiles all programs."""
+    """Puts the data on the device and compiles what training needs."""
     key, zero = jax.random.key(config.seed), np.int32(0)
-    like = _abstract(functools.partial(train.create_state, config=config), key)
-    order = _abstract(functools.partial(train.epoch_order, config=config), key, zero)
     training = jax.device_put(dataset.train)
     splits = {"test": jax.device_put(dataset.test)}
     if config.validation_fraction:
         splits["validation"] = jax.device_put(dataset.validation)
 
-    # Each compiles while the next is traced; the one that takes longest comes first.
-    with ThreadPoolExecutor() as pool:
-        steps = pool.submit(
-            _compile, train.train_steps.lower(like, *training, order, key, zero, config=config)
+    # One at a time, for the compiler uses all cores; the next is traced meanwhile. Training
+    # does not wait for the evaluation, which compiles beside the first steps.
+    pool = ThreadPoolExecutor(max_workers=1)
+    lowered_state = train.create_state.lower(key, config=config)
+    create_state = pool.submit(_compile, lowered_state)
+    lowered_order = train.epoch_order.lower(key, zero, config=config)
+    epoch_order = pool.submit(_compile, lowered_order)
+    like, order = _abstract(lowered_state), _abstract(lowered_order)
+    lowered_steps = train.train_steps.lower(like, *training, order, key, zero, config=config)
+    train_steps = pool.submit(_compile, lowered_steps)
+    evaluators = {
+        name: pool.submit(
+            lambda split: _compile(train.evaluate.lower(like.params, *split, config=config)), split
         )
-        evaluators = {
-            name: pool.submit(_compile, train.evaluate.lower(like.params, *split, config=config))
-            for name, split in splits.items()
-        }
-        create_state = pool.submit(_compile, train.create_state.lower(key, config=config))
-        epoch_order = pool.submit(_compile, train.epoch_order.lower(key, zero, config=config))
+        for name, split in splits.items()
+    }
+    pool.shutdown(wait=False)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         scores: dict[str, float] = {}
@@ -57,11 +60,14 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
             scores[f"{name}_accuracy"] = float(sums["correct"]) / count
         return scores
 
+    create_state, epoch_order, train_steps = (
+        future.result() for future in (create_state, epoch_order, train_steps)
+    )
     return Programs(
         like,
-        lambda: create_state.result()(key),
-        lambda epoch: epoch_order.result()(key, np.int32(epoch)),
-        lambda state, order, count: steps.result()(state, *training, order, key, np.int32(count)),
+        lambda: create_state(key),
+        lambda epoch: epoch_order(key, np.int32(epoch)),
+        lambda state, order, count: train_steps(state, *training, order, key, np.int32(count)),
         evaluate,
     )
 
@@ -72,10 +78,10 @@ def _compile(lowered: stages.Lowered) -> stages.Compiled:
     return lowered.compile({"xla_backend_optimization_level": 1} if on_cpu else None)
 
 
-def _abstract(function: Callable, *arguments):
-    """The shapes, dtypes and placement of a function's result, without computing it."""
+def _abstract(lowered: stages.Lowered):
+    """The shapes, dtypes and placement of a program's result."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(function, *arguments),
+        lowered.out_info,
     )
