@@ -5,9 +5,6 @@ python experiments/accuracy.py --preset default --seeds 3
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -15,9 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mnist_flax.config import PRESETS
+from provenance import RESULTS, provenance, spread
 
-RESULTS = Path(__file__).parent / "results"
+from mnist_flax.config import PRESETS
 
 
 def main() -> None:
@@ -32,9 +29,7 @@ def main() -> None:
     accuracies = [summary["test_accuracy"] for summary in summaries]
     losses = [summary["test_loss"] for summary in summaries]
     result = {
-        "command": shlex.join(["python", "experiments/accuracy.py", *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD")
-        + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""),
+        **provenance(),
         "dataset": summaries[0]["dataset"],
         "parameters": summaries[0]["parameters"],
         "epochs": summaries[0]["epochs"],
@@ -45,8 +40,7 @@ def main() -> None:
         "test_loss": spread(losses),
         "seconds_per_epoch": spread([statistics.median(seconds) for _, seconds in runs]),
         "total_seconds": spread([summary["seconds"]["total"] for summary in summaries]),
-        "environment": summaries[0]["environment"]
-        | {"platform": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
+        "environment": summaries[0]["environment"],
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"accuracy_{arguments.preset}.json"
@@ -62,25 +56,6 @@ def train(preset: str, seed: int, folder: Path) -> tuple[dict[str, Any], list[fl
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
     return json.loads((workdir / "summary.json").read_text()), seconds
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation over seeds (n - 1), and each value."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "std": deviation, "per_seed": values}
-
-
-def git(*arguments: str) -> str:
-    """What git says of this checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = cpuinfo.read_text().split("model name")[1:] if cpuinfo.exists() else []
-    return names[0].split("\n")[0].strip("\t :") if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""Where a figure comes from: what every stored result says of itself."""
+
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance() -> dict[str, Any]:
+    """The command that is running, the commit and the machine."""
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    script = Path(sys.argv[0]).name
+    return {
+        "command": shlex.join(["python", f"experiments/{script}", *sys.argv[1:]]),
+        "commit": git("rev-parse", "HEAD") + ("-dirty" if changed else ""),
+        "date": date.today().isoformat(),
+        "machine": {
+            "platform": platform.platform(),
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+        },
+    }
+
+
+def spread(values: list[float], each: str = "per_seed") -> dict[str, Any]:
+    """Mean, standard deviation (n - 1), and each value."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "std": deviation, each: values}
+
+
+def git(*arguments: str) -> str:
+    """What git says of this checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = cpuinfo.read_text().split("model name")[1:] if cpuinfo.exists() else []
+    return names[0].split("\n")[0].strip("\t :") if names else platform.processor()
