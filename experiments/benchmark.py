@@ -142,10 +142,11 @@ def parse() -> argparse.Namespace:
 
 
 def environment(options: argparse.Namespace, **more: str) -> dict[str, str]:
-    """For the processes: their threads, and no compiled programs from before."""
+    """For the processes: their threads, and each library's own defaults."""
     threads = str(len(options.use))
+    unset = ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION", "JAX_COMPILATION_CACHE_DIR")
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in unset},
         "OMP_NUM_THREADS": threads,
         "TF_NUM_INTRAOP_THREADS": threads,
         "TF_CPP_MIN_LOG_LEVEL": "3",

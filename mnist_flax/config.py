@@ -57,6 +57,10 @@ class Config:
     shift: int = 1
     """Training images move by up to this many pixels in each direction, at random."""
 
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Arithmetic of the layers. Parameters and sums stay float32. The other two are faster
+    on GPU and TPU, round more, and differ only there (`tf32`) or are slower on CPU."""
+
     epochs: int = 5
     """Passes over the training images."""
 

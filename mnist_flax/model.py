@@ -61,14 +61,20 @@ def init(key: jax.Array, input_size: int) -> Params:
     return CNN().init(key, images)["params"]
 
 
-def apply(params: Params, images: jax.Array) -> jax.Array:
+def apply(params: Params, images: jax.Array, precision: str = "float32") -> jax.Array:
     """Logits [batch, 10] of float32 images [batch, size, size, 1] scaled to 0..1.
 
     Rows and columns that cannot reach the output are not computed; the logits are the
     same with and without them.
+
+    Args:
+      precision: of the arithmetic, as in `Config.precision`.
     """
     live = live_size(images.shape[1])
-    return CNN().apply({"params": params}, images[:, :live, :live])  # pyright: ignore[reportReturnType]
+    network = CNN(dtype=jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
+    # Left to itself, JAX multiplies float32 matrices in TF32 or bfloat16 where it can.
+    with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
+        return network.apply({"params": params}, images[:, :live, :live])  # pyright: ignore[reportReturnType]
 
 
 def live_size(size: int) -> int:

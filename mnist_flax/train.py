@@ -96,10 +96,14 @@ def take_batch(images: jax.Array, labels: jax.Array, indices: jax.Array) -> dict
 
 
 def loss_sum(
-    params: model.Params, images: jax.Array, labels: jax.Array, weights: jax.Array
+    params: model.Params,
+    images: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    precision: str = "float32",
 ) -> jax.Array:
     """Cross-entropy in nats, summed with weights, float32 [], of uint8 images."""
-    logits = model.apply(params, to_unit(images))
+    logits = model.apply(params, to_unit(images), precision)
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
@@ -126,7 +130,9 @@ def train_step(
     """
     step_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), state.step)
     images = augment(step_key, batch["images"], config)
-    loss, gradients = _summed_gradients(state.params, images, batch["labels"], batch["weights"])
+    loss, gradients = _summed_gradients(
+        state.params, images, batch["labels"], batch["weights"], config.precision
+    )
     count = batch["weights"].sum()
     gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
     # optax raises a float to an int; all of our own arithmetic holds under "strict".
@@ -178,7 +184,7 @@ def train_steps(
 
 def eval_step(params: model.Params, batch: dict[str, jax.Array], config: Config) -> Metrics:
     """Summed `loss` and numbers of `correct` and of all (`count`) examples of a batch."""
-    logits = model.apply(params, to_unit(window(batch["images"], config)))
+    logits = model.apply(params, to_unit(window(batch["images"], config)), config.precision)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     hits = (logits.argmax(axis=-1) == batch["labels"]).astype(jnp.float32)
     return {
@@ -198,10 +204,14 @@ def evaluate(params: model.Params, images: jax.Array, labels: jax.Array, config:
 
 
 def _summed_gradients(
-    params: model.Params, images: jax.Array, labels: jax.Array, weights: jax.Array
+    params: model.Params,
+    images: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    precision: str = "float32",
 ) -> tuple[jax.Array, model.Params]:
     """The loss summed over a batch, and its gradient, in micro-batches where that pays."""
-    value_and_grad = jax.value_and_grad(loss_sum)
+    value_and_grad = jax.value_and_grad(functools.partial(loss_sum, precision=precision))
     batch_size = images.shape[0]
     if jax.default_backend() != "cpu" or batch_size <= CPU_MICRO_BATCH:
         return value_and_grad(params, images, labels, weights)
