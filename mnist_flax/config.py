@@ -145,8 +145,10 @@ class Config:
 
 
 PRESETS = {
-    # 99.27 % test accuracy on MNIST (n = 3); about a minute on two CPU cores.
+    # 5 epochs, about 35 seconds on two CPU cores.
     "default": Config(),
+    # One epoch, about ten seconds. Chosen for its accuracy on a validation split.
+    "quick": Config(epochs=1, batch_size=64, learning_rate=8e-3),
     # The Keras tutorial that this project grew out of, which reports 98.38 %.
     "reference": Config(
         input_size=28,

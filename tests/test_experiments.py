@@ -24,6 +24,7 @@ def test_the_benchmark_compares_what_is_installed(tmp_path):
     run(
         "benchmark.py", "--dataset=digits", "--output", str(tmp_path), "--cores=2", "--rounds=2",
         "--images=256", "--seeds=1", "--peers", "ours", "flax_plain", "torch", "--race", "ours",
+        "ours_quick_again",
         "--parts", "speed", "start", "accuracy",
     )  # fmt: skip
     result = json.loads((tmp_path / "benchmark.json").read_text())
@@ -47,6 +48,7 @@ def test_the_benchmark_compares_what_is_installed(tmp_path):
     (curve,) = result["accuracy"]["ours"]["curves"]
     assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
     assert result["accuracy"]["ours"]["99.00%"]["reached"] in (0, 1)
+    assert len(result["accuracy"]["ours_quick_again"]["curves"][0]) == 1
     assert "mnist_flax, reference recipe" in table
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 

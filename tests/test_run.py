@@ -307,5 +307,5 @@ def test_help_and_refusals_import_nothing_heavy():
 def test_print_model_needs_no_workdir(capsys):
     assert run.main(["--print-model", "--preset", "reference"]) == 0
     table = capsys.readouterr().out
-    assert "26,26,64" in table
+    assert "13,13,64" in table
     assert "81,066" in table
