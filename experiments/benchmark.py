@@ -172,7 +172,7 @@ def speed(
         process = Process(name, options, batch_size=batch, size=size)
         assert process.ready["parameters"] == peers.PARAMETERS, name
         first = process.ask(f"train {batch}")["seconds"]
-        process.ask(f"train {batch}")
+        process.ask("evaluate")
         running[name] = process
         found[name] = {"compile_seconds": process.ready["seconds"] + first, "rounds": []}
     for turn in range(rounds or options.rounds):
@@ -321,8 +321,10 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     for batch in (32, 64, 128, 256, 512, 1024, 2048):
         process = Process("ours_default", options, batch_size=batch)
         process.ask(f"train {batch}")
-        answer = process.ask(f"train {max(options.images, 4 * batch)}")
-        rate = max(options.images, 4 * batch) // batch * batch / answer["seconds"]
+        process.ask("evaluate")  # which has been compiled then
+        count = max(options.images // batch, 4) * batch
+        answer = process.ask(f"train {count}")
+        rate = count / answer["seconds"]
         row = {"batch_size": batch, "images_per_second": rate, "peak_bytes": answer["peak_bytes"]}
         found["batch_size"].append(row)
         process.close()
@@ -331,6 +333,7 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     for share in (0.125, 0.25, 0.5, 1.0):
         process = Process("ours_default", options, batch_size=128, share=share)
         process.ask("train 128")
+        process.ask("evaluate")
         images = int(total * share) // 128 * 128
         answer = process.ask(f"train {images}")
         row = {"images": images, "seconds": answer["seconds"], "peak_bytes": answer["peak_bytes"]}
