@@ -20,8 +20,9 @@ from mnist_flax.config import Config
 # What `fold_in` derives from the seed's key. New streams get new numbers.
 INIT_STREAM, ORDER_STREAM, AUGMENT_STREAM = range(3)
 
-# On CPU a step's gradient is summed over micro-batches of about this many images: their
-# patches then stay in the cache, which halves the time of a step.
+# On CPU a step's gradient is summed over micro-batches of about this many images. Their
+# patches stay in the cache, a tenth faster on two cores, and memory does not grow with the
+# batch.
 CPU_MICRO_BATCH = 64
 EVAL_BATCH = 200
 
