@@ -138,7 +138,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib import ticker
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     rows = sorted(result["speed"]["peers"].items(), key=lambda item: -item[1]["epoch_seconds"])
     names = [LABELS[name].replace("`", "") for name, _ in rows]
     seconds = [row["epoch_seconds"] for _, row in rows]
@@ -149,7 +149,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     colors = ["#0072B2" if name.startswith("ours") else "#999999" for name, _ in rows]
     bars = left.barh(names, seconds, xerr=errors, color=colors, error_kw={"elinewidth": 1})
     left.bar_label(bars, [f"{value:.1f} s" for value in seconds], padding=8)
-    left.set_xlim(right=1.18 * max(seconds))
+    left.set_xlim(right=1.25 * max(seconds))
     left.set_xlabel("seconds for 60,000 images (median and range)")
     left.set_title("An epoch, batch 128, float32")
     colors_of = dict(
@@ -178,6 +178,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
         right.set_xlabel("seconds from the start of the process")
         right.set_ylabel("test accuracy, %")
         right.set_title("To the accuracy, a line for each seed")
-        right.legend(loc="lower right", fontsize="small")
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
     figure.savefig(path, dpi=110)
     plt.close(figure)
