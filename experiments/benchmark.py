@@ -24,9 +24,10 @@ from typing import Any
 
 import peers
 from benchmark_tables import EPOCH, LABELS, TARGETS, draw, markdown
-from provenance import RESULTS, provenance, spread
+from provenance import RESULTS, provenance
 
 from mnist_flax.config import DATASET_SIZES
+from mnist_flax.spread import spread
 
 
 class Process:

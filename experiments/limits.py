@@ -21,11 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from provenance import RESULTS, provenance, spread
+from provenance import RESULTS, provenance
 
 from mnist_flax import model, train
 from mnist_flax.config import PRESETS, Config
 from mnist_flax.data import load_dataset
+from mnist_flax.spread import spread
 
 TARGET = 0.99
 

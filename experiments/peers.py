@@ -96,7 +96,7 @@ class Ours:
         self.state.step.block_until_ready()
 
     def evaluate(self) -> float:  # noqa: D102
-        return self.programs.evaluate(self.state)["test_accuracy"]
+        return float(self.programs.evaluate(self.state)["test_accuracy"][0])
 
 
 class OursDefault(Ours):

@@ -1,9 +1,9 @@
 """Where a figure comes from: what every stored result says of itself."""
 
+import json
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
 from datetime import date
@@ -31,10 +31,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def spread(values: list[float], each: str = "per_seed") -> dict[str, Any]:
-    """Mean, standard deviation (n - 1), and each value."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "std": deviation, each: values}
+def store(name: str, result: dict[str, Any]) -> Path:
+    """Writes a result as `results/<name>.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
 
 
 def git(*arguments: str) -> str:

@@ -14,6 +14,11 @@ def window(images: jax.Array, config: Config) -> jax.Array:
     return images[:, start : start + size, start : start + size]
 
 
+def to_unit(images: jax.Array) -> jax.Array:
+    """Scales uint8 0..255 to float32 0..1."""
+    return images.astype(jnp.float32) / 255.0
+
+
 def augment(key: jax.Array, images: jax.Array, config: Config) -> jax.Array:
     """The centre of each image, moved by up to `config.shift` pixels each way.
 

@@ -11,6 +11,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from mnist_flax.config import UserError
+from mnist_flax.spread import Figure, mean_of
 
 State = TypeVar("State")
 Checkpointer = ocp.training.Checkpointer
@@ -44,7 +45,7 @@ def save(
     checkpointer: Checkpointer,
     step: int,
     state: Any,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, Figure] | None = None,
 ) -> None:
     """Starts saving, in the background, unless that step is saved already.
 
@@ -53,7 +54,7 @@ def save(
     if any(saved.step == step for saved in checkpointer.checkpoints):
         return
     chosen: Any = (
-        {BEST_METRIC: metrics[BEST_METRIC]} if metrics and BEST_METRIC in metrics else None
+        {BEST_METRIC: mean_of(metrics[BEST_METRIC])} if metrics and BEST_METRIC in metrics else None
     )
     # Forced, because the default policy skips a save while another is under way.
     checkpointer.save_async(step, state, force=True, metrics=chosen)
@@ -78,6 +79,33 @@ def restore(checkpointer: Checkpointer, like: State) -> State | None:
         return checkpointer.load(latest.step, abstract)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where} cannot be read ({error}); remove it to go on") from error
+
+
+def load_params(folder: Path) -> tuple[int, Any]:
+    """The step and the `params` of the latest checkpoint, on the first device.
+
+    Only reads: a run that is writing there is not disturbed.
+
+    Raises:
+      UserError: there is no checkpoint, or it cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: nothing has been trained there")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with Checkpointer(str(folder.absolute())) as checkpointer:
+        latest = checkpointer.latest
+        if latest is None:
+            raise UserError(f"{folder} holds no checkpoint yet")
+        where = f"checkpoint {latest.step} in {folder}"
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            saved = checkpointer.metadata(latest.step).metadata
+            abstract = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved
+            )
+            return latest.step, checkpointer.load(latest.step, abstract)["params"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{where} cannot be read ({error})") from error
 
 
 def digest(tree: Any) -> str:

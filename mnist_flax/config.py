@@ -86,7 +86,11 @@ class Config:
     """Adam's epsilon, added outside the square root."""
 
     seed: int = 0
-    """Decides the initial parameters, the order of the images and their shifts."""
+    """Decides the initial parameters, the order of the images and how they are moved."""
+
+    num_seeds: int = 1
+    """How many networks to train in one program, with the seeds `seed`, `seed` + 1, ...
+    Every figure then is a mean with its spread."""
 
     eval_every: int = 1
     """Evaluate after every so many epochs, and always after the last."""
@@ -111,6 +115,7 @@ class Config:
             "adam_b2": (0 <= self.adam_b2 < 1, "from 0 to below 1"),
             "adam_epsilon": (0 < self.adam_epsilon < math.inf, "above 0 and finite"),
             "seed": (0 <= self.seed < 2**32, "from 0 to 4,294,967,295"),
+            "num_seeds": (1 <= self.num_seeds <= 10_000, "from 1 to 10,000"),
             "eval_every": (self.eval_every >= 1, "at least 1"),
             "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
             "keep_checkpoints": (self.keep_checkpoints >= 1, "at least 1"),
@@ -123,6 +128,8 @@ class Config:
             raise UserError(
                 f"--batch-size {self.batch_size} is larger than the {images:,} training images"
             )
+        if self.seed + self.num_seeds > 2**32:
+            raise UserError("--seed plus --num-seeds is more than 2**32")
         # Step counts are int32 on the device.
         if self.steps_per_epoch * self.epochs >= 2**31:
             raise UserError("--epochs and --batch-size ask for more than 2**31 - 1 steps")

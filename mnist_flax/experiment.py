@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.metadata
-import math
 import platform
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from mnist_flax import __version__, checkpoint, report, train, workdir
@@ -22,6 +22,7 @@ from mnist_flax.checkpoint import Checkpointer
 from mnist_flax.config import Config
 from mnist_flax.data import load_dataset
 from mnist_flax.programs import Programs, compile_programs
+from mnist_flax.spread import figure, mean_of, percent
 from mnist_flax.train import TrainState
 
 # Seconds of work handed to the device at a time: how soon a signal is heeded.
@@ -100,8 +101,8 @@ def run_experiment(
         if state is None:
             state = programs.create_state()
         else:
-            log(f"going on from step {int(state.step):,} of {config.total_steps:,}")
-        metrics = workdir.read_metrics(folder / workdir.METRICS, int(state.step))
+            log(f"going on from step {_step_of(state):,} of {config.total_steps:,}")
+        metrics = workdir.read_metrics(folder / workdir.METRICS, _step_of(state))
         with report.TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
             run = Run(config, folder, log, programs, checkpointer, tensorboard, metrics)
             state = _train(run, state)
@@ -109,11 +110,11 @@ def run_experiment(
 
     summary = {
         "dataset": dataset.name,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)) // config.num_seeds,
         "test_examples": len(dataset.test[0]),
         **{name: metrics[-1][name] for name in SCORES if name in metrics[-1]},
         "epochs": config.epochs,
-        "steps": int(state.step),
+        "steps": _step_of(state),
         "params_sha256": checkpoint.digest(state.params),
         "seconds": clock.seconds,
         "environment": _environment(),
@@ -125,7 +126,7 @@ def run_experiment(
 
 def _train(run: Run, state: TrainState) -> TrainState:
     """The loop: trains to the last step, evaluating and saving at the ends of epochs."""
-    config, step, meter = run.config, int(state.step), _Meter()
+    config, step, meter = run.config, _step_of(state), _Meter()
     bar = tqdm(total=config.total_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
     with bar, _noting_signals() as signals:
         for epoch in range(step // config.steps_per_epoch, config.epochs):
@@ -140,13 +141,13 @@ def _train_epoch(
     run: Run, state: TrainState, epoch: int, meter: "_Meter", bar: tqdm, signals: list[int]
 ) -> TrainState:
     """Trains to the end of an epoch, in parts of about `PACE_SECONDS`."""
-    step, end = int(state.step), (epoch + 1) * run.config.steps_per_epoch
+    step, end = _step_of(state), (epoch + 1) * run.config.steps_per_epoch
     order = run.programs.epoch_order(epoch)
     while step < end:
         count = min(meter.steps_in(PACE_SECONDS), end - step)
         began = time.perf_counter()
         state = run.programs.train_steps(state, order, count)
-        epoch_loss = float(state.epoch_loss)  # waits for the device
+        epoch_loss = np.atleast_1d(state.epoch_loss)  # waits for the device
         meter.add(count, _images_in(step, count, run.config), time.perf_counter() - began)
         step += count
         bar.update(count)
@@ -157,13 +158,13 @@ def _train_epoch(
 
 
 def _save_and_stop(run: Run, state: TrainState, signals: list[int]) -> None:
-    checkpoint.save(run.checkpointer, int(state.step), state)
-    raise Stopped(signals[0], int(state.step))
+    checkpoint.save(run.checkpointer, _step_of(state), state)
+    raise Stopped(signals[0], _step_of(state))
 
 
 def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
     """Evaluates, writes a line of metrics and saves, each if it is due."""
-    config, step = run.config, int(state.step)
+    config, step = run.config, _step_of(state)
     epoch = step // config.steps_per_epoch
     last = epoch == config.epochs
     line = None
@@ -174,8 +175,8 @@ def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
             "step": step,
             "epoch": epoch,
             "dataset": config.dataset,
-            "train_loss": float(state.epoch_loss) / config.train_examples,
-            **scores,
+            "train_loss": figure(np.atleast_1d(state.epoch_loss) / config.train_examples),
+            **{name: figure(values) for name, values in scores.items()},
             **meter.read(),
         }
         # Before the checkpoint, so that none is ever without its line.
@@ -187,33 +188,43 @@ def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
         checkpoint.save(run.checkpointer, step, state, line)
 
 
+def _step_of(state: TrainState) -> int:
+    """Optimizer steps taken, the same for all seeds."""
+    return int(np.ravel(state.step)[0])
+
+
 def _images_in(step: int, count: int, config: Config) -> int:
     """How many images the `count` steps after `step` train on, all in one epoch."""
     first = step % config.steps_per_epoch * config.batch_size
-    return min(first + count * config.batch_size, config.train_examples) - first
+    images = min(first + count * config.batch_size, config.train_examples) - first
+    return images * config.num_seeds
 
 
-def _require_finite(what: str, value: float, step: int, run: Run) -> None:
-    if math.isfinite(value):
+def _require_finite(what: str, values: np.ndarray, step: int, run: Run) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if not bad.size:
         return
+    whose = f" of seed {run.config.seed + bad[0]}" if len(values) > 1 else ""
     rate = float(train.learning_rate(jnp.int32(step - 1), run.config))
     latest = run.checkpointer.latest
     kept = f"the last good checkpoint is {latest.step}" if latest else "there is no checkpoint yet"
     raise Diverged(
-        f"the {what} became {value} by step {step:,}, at learning rate {rate:.3g}; {kept} "
-        f"in {run.checkpointer.directory}; try a lower --learning-rate in another --workdir"
+        f"the {what}{whose} became {values[bad[0]]} by step {step:,}, at learning rate "
+        f"{rate:.3g}; {kept} in {run.checkpointer.directory}; try a lower --learning-rate in "
+        "another --workdir"
     )
 
 
 def _describe(line: dict[str, Any], config: Config) -> str:
     scores = "  ".join(
-        f"{split} loss {line[f'{split}_loss']:.4f} accuracy {line[f'{split}_accuracy']:.2%}"
+        f"{split} loss {mean_of(line[f'{split}_loss']):.4f} "
+        f"accuracy {percent(line[f'{split}_accuracy'])}"
         for split in ("validation", "test")
         if f"{split}_loss" in line
     )
     return (
-        f"epoch {line['epoch']}/{config.epochs}  train loss {line['train_loss']:.4f}  {scores}  "
-        f"{line['images_per_second']:,.0f} images/s"
+        f"epoch {line['epoch']}/{config.epochs}  train loss {mean_of(line['train_loss']):.4f}  "
+        f"{scores}  {line['images_per_second']:,.0f} images/s"
     )
 
 

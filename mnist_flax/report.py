@@ -12,6 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
+from mnist_flax.spread import mean_of, percent, seeds_of
+
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -54,8 +58,10 @@ class TensorBoard:
     def write(self, line: Mapping[str, Any]) -> None:
         """Adds the numbers of one line of `metrics.jsonl` at its step."""
         for name, value in line.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._writer.add_scalar(name, value, line["step"])
+            if isinstance(value, (int, float, Mapping)) and name != "step":
+                self._writer.add_scalar(name, mean_of(value), line["step"])
+            if isinstance(value, Mapping):
+                self._writer.add_scalar(f"{name}_std", value["std"], line["step"])
         self._writer.flush()
 
     def __enter__(self) -> Self:
@@ -78,8 +84,9 @@ def write_report(
     page = PAGE.format(
         title=f"mnist_flax on {html.escape(summary['dataset'])}",
         claim=(
-            f"{summary['test_accuracy']:.2%} of {summary['test_examples']:,} test images right, "
-            f"after {summary['epochs']} epochs, with {summary['parameters']:,} parameters."
+            f"{percent(summary['test_accuracy'])} of {summary['test_examples']:,} test images "
+            f"right, after {summary['epochs']} epochs, with {summary['parameters']:,} parameters"
+            f"{_over_seeds(summary)}."
         ),
         curves=base64.b64encode(curves).decode(),
         epochs=_table(metrics[0], [line.values() for line in metrics]),
@@ -99,11 +106,11 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
     styles = {"train": "C7", "validation": "C1", "test": "C0"}
     for split, color in styles.items():
         if f"{split}_loss" in metrics[0]:
-            losses = [line[f"{split}_loss"] for line in metrics]
-            left.plot(epochs, losses, "o-", color=color, label=split)
+            losses = [seeds_of(line[f"{split}_loss"]) for line in metrics]
+            _draw(left, epochs, np.array(losses), color, split)
         if f"{split}_accuracy" in metrics[0]:
-            errors = [100 * (1 - line[f"{split}_accuracy"]) for line in metrics]
-            right.plot(epochs, errors, "o-", color=color, label=split)
+            right_answers = np.array([seeds_of(line[f"{split}_accuracy"]) for line in metrics])
+            _draw(right, epochs, 100 * (1 - right_answers), color, split)
     for axes, ylabel in ((left, "cross-entropy (nats)"), (right, "wrong answers (%)")):
         axes.set(xlabel="epoch", ylabel=ylabel, ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -112,6 +119,20 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _draw(axes: Any, epochs: Sequence[int], values: np.ndarray, color: str, label: str) -> None:
+    """The mean of values [epochs, seeds], in a band from the lowest to the highest seed."""
+    axes.plot(epochs, values.mean(axis=1), "o-", color=color, label=label)
+    if values.shape[1] > 1:
+        axes.fill_between(
+            epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2, linewidth=0
+        )
+
+
+def _over_seeds(summary: Mapping[str, Any]) -> str:
+    seeds = len(seeds_of(summary["test_accuracy"]))
+    return f": mean and standard deviation of {seeds} seeds" if seeds > 1 else ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -124,6 +145,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     def cell(value: Any) -> str:
+        if isinstance(value, Mapping):
+            value = f"{value['mean']:.5g} ± {value['std']:.2g}"
         if isinstance(value, float):
             value = f"{value:.5g}"
         text = value if isinstance(value, str) else json.dumps(value)

@@ -1,33 +1,33 @@
 """The command `python -m mnist_flax.run`: what was asked for, and how it ended.
 
-Exit codes: 0 done; 2 the user's mistake, told in one line; 143 stopped by SIGTERM and 130
-by Ctrl-C, after saving; 1 anything else. Imports nothing heavy before it is needed.
+Exit codes as in `command`; a training that SIGTERM (143) or Ctrl-C (130) ends is saved
+before. Imports nothing heavy before it is needed.
 """
 
-import argparse
-import contextlib
 import dataclasses
 import hashlib
-import io
 import os
 import platform
-import re
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
 
-from mnist_flax import workdir
+from mnist_flax import command, workdir
+from mnist_flax.command import (
+    OptionalPath,
+    option_before_parsing,
+    path_from_environment,
+    run_command,
+)
 from mnist_flax.config import PRESETS, Config, UserError
+from mnist_flax.spread import mean_of, percent, seeds_of
 
 PROG = "python -m mnist_flax.run"
-
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +63,14 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
+
+    def action() -> int:
         options = parse(sys.argv[1:] if argv is None else argv)
         return _print_model(options) if options.print_model else _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+
+    return run_command(
+        action, interrupted="interrupted; the same command goes on from the last checkpoint"
+    )
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -82,49 +80,12 @@ def parse(argv: Sequence[str]) -> Options:
       UserError: it is not a valid one.
       SystemExit: with code 0, after printing the help.
     """
-    preset_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    preset_parser.add_argument("--preset", nargs="?", default="default")
-    preset = preset_parser.parse_known_args(argv)[0].preset
+    preset = option_before_parsing(argv, "--preset") or "default"
     base = Options(
         config=PRESETS.get(preset, Config()),
-        manual_dir=_path_from_environment("MNIST_FLAX_MANUAL_DIR"),
+        manual_dir=path_from_environment("MNIST_FLAX_MANUAL_DIR"),
     )
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                Options,
-                prog=PROG,
-                args=list(argv),
-                default=base,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UserError(_one_line(complaint.getvalue())) from end
-
-
-def _one_line(complaint: str) -> str:
-    """The gist of tyro's boxed message: its first paragraph, and what it suggests."""
-    paragraphs = [""]
-    for line in complaint.splitlines():
-        text = line.strip(" │")
-        if text and set(text) <= set("─-"):
-            paragraphs.append("")
-        elif not text.startswith(("╭", "╰")):
-            paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
-    if "╭" not in complaint:  # drawn without a frame, the title is a paragraph
-        del paragraphs[0]
-    gist = paragraphs[0].rstrip(".")
-    suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(paragraphs))
-    if suggestion:
-        gist += f" (perhaps you meant {suggestion[1]}?)"
-    return f"{gist}; see {PROG} --help"
-
-
-def _path_from_environment(name: str) -> Path | None:
-    return Path(os.environ[name]) if os.environ.get(name) else None
+    return command.parse(Options, PROG, argv, base)
 
 
 def _print_model(options: Options) -> int:
@@ -187,9 +148,11 @@ def _processor_fingerprint() -> str:
 
 
 def _result(summary: dict[str, Any]) -> str:
+    seeds = len(seeds_of(summary["test_accuracy"]))
     return (
-        f"{summary['dataset']}: test accuracy {summary['test_accuracy']:.2%}, "
-        f"test loss {summary['test_loss']:.4f}, {summary['seconds']['total']:.0f} s"
+        f"{summary['dataset']}: test accuracy {percent(summary['test_accuracy'])}"
+        f"{f' ({seeds} seeds)' if seeds > 1 else ''}, "
+        f"test loss {mean_of(summary['test_loss']):.4f}, {summary['seconds']['total']:.0f} s"
     )
 
 

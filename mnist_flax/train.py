@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from mnist_flax import model
-from mnist_flax.augment import augment, window
+from mnist_flax.augment import augment, to_unit, window
 from mnist_flax.config import Config
 
 # What `fold_in` derives from the seed's key. New streams get new numbers.
@@ -106,11 +106,6 @@ def loss_sum(
     """Cross-entropy in nats, summed with weights, float32 [], of uint8 images."""
     logits = model.apply(params, to_unit(images), precision)
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def to_unit(images: jax.Array) -> jax.Array:
-    """Scales uint8 0..255 to float32 0..1."""
-    return images.astype(jnp.float32) / 255.0
 
 
 def train_step(

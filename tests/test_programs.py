@@ -1,13 +1,19 @@
 """The compiled programs against the functions that they are made of."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mnist_flax import train
-from mnist_flax.config import Config
+from mnist_flax import programs, train
+from mnist_flax.config import Config, UserError
 from mnist_flax.data import load_dataset
 from mnist_flax.programs import compile_programs
 from tests.conftest import to_device
@@ -16,23 +22,23 @@ from tests.conftest import to_device
 def test_programs_do_what_the_functions_do():
     config = Config(dataset="digits", validation_fraction=0.25, seed=3)
     dataset = load_dataset("digits", validation_fraction=0.25)
-    programs = compile_programs(dataset, config)
+    compiled = compile_programs(dataset, config)
     key = jax.random.key(3)
 
-    state, plain = programs.create_state(), train.create_state(key, config=config)
-    for like, ours, other in zip(*map(jax.tree.leaves, (programs.like, state, plain)), strict=True):
+    state, plain = compiled.create_state(), train.create_state(key, config=config)
+    for like, ours, other in zip(*map(jax.tree.leaves, (compiled.like, state, plain)), strict=True):
         assert (like.shape, like.dtype) == (ours.shape, ours.dtype)
         np.testing.assert_allclose(ours, other, rtol=1e-6)
-    order = programs.epoch_order(1)
+    order = compiled.epoch_order(1)
     np.testing.assert_array_equal(order, train.epoch_order(key, jnp.int32(1), config))
 
     arrays = to_device(dataset.train)
-    state = programs.train_steps(state, order, 3)
+    state = compiled.train_steps(state, order, 3)
     plain = train.train_steps(plain, *arrays, order, key, jnp.int32(3), config=config)
     assert int(state.step) == 3
     np.testing.assert_allclose(state.epoch_loss, plain.epoch_loss, rtol=1e-5)
 
-    scores = programs.evaluate(state)
+    scores = compiled.evaluate(state)
     assert set(scores) == {
         "test_loss", "test_accuracy", "validation_loss", "validation_accuracy"
     }  # fmt: skip
@@ -43,7 +49,72 @@ def test_programs_do_what_the_functions_do():
         np.testing.assert_allclose(scores[f"{name}_accuracy"], sums["correct"] / count, rtol=1e-6)
 
 
+SEEDS = Config(dataset="digits", num_seeds=3, seed=5)
+
+
+def train_a_little(dataset, config):
+    """The state after 5 steps and 3 more in the next epoch, and its scores."""
+    compiled = compile_programs(dataset, config)
+    state = compiled.train_steps(compiled.create_state(), compiled.epoch_order(0), 5)
+    state = compiled.train_steps(state, compiled.epoch_order(1), 3)
+    return state, compiled.evaluate(state)
+
+
+def test_each_of_many_seeds_is_its_own_run(digits):
+    """A seed among others against the same seed alone.
+
+    The two are different programs, so they may round differently: 8 steps of Adam at this
+    learning rate carry a last bit to about 1e-5 of a parameter.
+    """
+    states, scores = train_a_little(digits, SEEDS)
+    for index, seed in enumerate((5, 6, 7)):
+        config = dataclasses.replace(SEEDS, num_seeds=1, seed=seed)
+        alone, its_scores = train_a_little(digits, config)
+        params = map(jax.tree.leaves, (states.params, alone.params))
+        for many, one in zip(*params, strict=True):
+            np.testing.assert_allclose(many[index], one, rtol=1e-3, atol=1e-5)
+        for name, values in scores.items():
+            np.testing.assert_allclose(values[index], its_scores[name][0], rtol=1e-4)
+    assert len(set(scores["test_loss"])) == 3
+
+
+def test_a_seed_has_the_same_bits_whichever_others_run_beside_it(digits):
+    first, _ = train_a_little(digits, SEEDS)
+    second, _ = train_a_little(digits, dataclasses.replace(SEEDS, seed=7))
+    for ours, theirs in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(ours[2], theirs[0])
+
+
+def test_many_seeds_that_cannot_fit_are_refused_before_they_are_allocated(digits, monkeypatch):
+    monkeypatch.setattr(programs, "_free_memory", lambda: 64 * 2**20)
+    with pytest.raises(UserError, match=r"needs \d.*GiB.*would fit") as refusal:
+        compile_programs(digits, dataclasses.replace(SEEDS, num_seeds=1000))
+    fitting = int(str(refusal.value).split()[-3].replace(",", ""))
+    compile_programs(digits, dataclasses.replace(SEEDS, num_seeds=fitting // 2))
+
+
+def test_seeds_are_shared_equally_by_as_many_devices_as_can(digits):
+    """On simulated devices, in a process of its own, for their number is fixed at the start."""
+    script = """
+import jax, numpy as np, tests.test_programs as t
+from mnist_flax.data import load_dataset
+from mnist_flax.programs import seed_mesh
+assert [seed_mesh(n).size for n in (1, 2, 3, 4, 6, 8)] == [1, 2, 3, 4, 3, 4]
+state, _ = t.train_a_little(load_dataset("digits"), t.SEEDS)
+assert len(state.params["Conv_1"]["kernel"].sharding.device_set) == 3
+np.savez("state.npz", *jax.tree.leaves(state))
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
+        found = list(np.load(Path(folder) / "state.npz").values())
+    state, _ = train_a_little(digits, SEEDS)
+    for shared, alone in zip(found, jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(shared, alone, rtol=1e-3, atol=1e-5)
+
+
 def test_only_the_splits_that_there_are_get_scored(digits):
     config = dataclasses.replace(Config(), dataset="digits")
-    programs = compile_programs(digits, config)
-    assert set(programs.evaluate(programs.create_state())) == {"test_loss", "test_accuracy"}
+    compiled = compile_programs(digits, config)
+    assert set(compiled.evaluate(compiled.create_state())) == {"test_loss", "test_accuracy"}

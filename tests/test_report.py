@@ -5,6 +5,7 @@ import struct
 import pytest
 
 from mnist_flax.report import TensorBoard, draw_curves, write_report
+from mnist_flax.spread import figure
 
 METRICS = [
     {"step": 12 * epoch, "epoch": epoch, "dataset": "digits", "train_loss": 1 / epoch}
@@ -45,7 +46,22 @@ def test_tensorboard_shows_each_point_once(tmp_path):
     assert {tag for tag, _, _ in scalars(folder)} == set(METRICS[0]) - {"step", "dataset"}
 
 
-@pytest.mark.parametrize("metrics", [METRICS, METRICS[:1]])
+SEEDS = [
+    {name: figure([value, value / 2]) if "_" in name else value for name, value in line.items()}
+    | {"images_per_second": 1437.0}
+    for line in METRICS
+]
+
+
+def test_tensorboard_shows_mean_and_spread_of_seeds(tmp_path):
+    with TensorBoard(tmp_path / "tensorboard", SEEDS) as writer:
+        del writer
+    found = {(tag, step): value for tag, step, value in scalars(tmp_path / "tensorboard")}
+    assert found["test_loss", 24] == pytest.approx(0.75)
+    assert found["test_loss_std", 24] == pytest.approx(0.5 / 2**0.5)
+
+
+@pytest.mark.parametrize("metrics", [METRICS, METRICS[:1], SEEDS])
 def test_curves_are_a_png(metrics):
     assert draw_curves(metrics).startswith(b"\x89PNG")
 
@@ -67,4 +83,8 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     assert "<b>" not in page
     assert "http" not in page
     assert "data:image/png;base64," in page
+    write_report(tmp_path / "report", {}, SEEDS, summary | {"test_accuracy": figure([0.9, 0.92])})
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "91.00% ± 1.41 of 10,000 test images right" in page
+    assert "mean and standard deviation of 2 seeds" in page
     assert (tmp_path / "report" / "curves.png").stat().st_size > 1000

@@ -181,6 +181,24 @@ def test_a_signal_saves_and_stops(longer_run, tmp_path, signum, code):
     assert_same_run(tmp_path, longer_run)
 
 
+@pytest.mark.slow
+def test_many_seeds_are_killed_and_continued_as_if_nothing_had_been(tmp_path):
+    many = (*SMALL, "--num-seeds", "3")
+    assert run.main(["--workdir", str(tmp_path / "undisturbed"), *many]) == 0
+    process = start("--workdir", str(tmp_path / "killed"), *many)
+    wait_for_lines(process, tmp_path / "killed", 2)
+    process.kill()
+    process.communicate()
+    assert run.main(["--workdir", str(tmp_path / "killed"), *many]) == 0
+    assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
+    summary = read_summary(tmp_path / "killed")
+    assert summary["parameters"] == 81_066
+    for name in ("test_accuracy", "test_loss"):
+        assert set(summary[name]) == {"mean", "std", "interval95", "per_seed"}
+        assert len(set(summary[name]["per_seed"])) == 3
+        assert summary[name] == read_metrics(tmp_path / "killed")[-1][name]
+
+
 def test_sigterm_before_the_training_stops_too(tmp_path):
     script = (
         "import os, signal, mnist_flax.run as run\n"

@@ -1,0 +1,93 @@
+"""What all commands share: how they read their options, and how they end.
+
+Exit codes: 0 done; 2 the user's mistake, told in one line; 143 ended by SIGTERM and 130 by
+Ctrl-C; 1 anything else. Imports nothing heavy.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from mnist_flax.config import UserError
+
+Options = TypeVar("Options")
+
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+
+
+def run_command(action: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Runs a command's action; returns its exit code, after telling the user's mistakes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+
+
+def parse(
+    kind: type[Options], prog: str, argv: Sequence[str], default: Options | None = None
+) -> Options:
+    """A dataclass of options, as a command line asks for.
+
+    Raises:
+      UserError: it is not a valid one.
+      SystemExit: with code 0, after printing the help.
+    """
+    start: Any = tyro.MISSING_NONPROP if default is None else default
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                kind,
+                prog=prog,
+                args=list(argv),
+                default=start,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(_one_line(complaint.getvalue(), prog)) from end
+
+
+def option_before_parsing(argv: Sequence[str], name: str) -> str | None:
+    """The value of one option, for what the defaults of the others depend on."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(name, nargs="?", dest="value")
+    return parser.parse_known_args(argv)[0].value
+
+
+def path_from_environment(name: str) -> Path | None:
+    """The path in an environment variable; None where it is unset or empty."""
+    return Path(os.environ[name]) if os.environ.get(name) else None
+
+
+def _one_line(complaint: str, prog: str) -> str:
+    """The gist of tyro's boxed message: its first paragraph, and what it suggests."""
+    paragraphs = [""]
+    for line in complaint.splitlines():
+        text = line.strip(" │")
+        if text and set(text) <= set("─-"):
+            paragraphs.append("")
+        elif not text.startswith(("╭", "╰")):
+            paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
+    if "╭" not in complaint:  # drawn without a frame, the title is a paragraph
+        del paragraphs[0]
+    gist = paragraphs[0].rstrip(".")
+    suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(paragraphs))
+    if suggestion:
+        gist += f" (perhaps you meant {suggestion[1]}?)"
+    return f"{gist}; see {prog} --help"
