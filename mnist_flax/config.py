@@ -54,8 +54,20 @@ class Config:
     """Pixels a side that the network is given: the whole image (28) or its centre (22).
     Either way it has 81,066 parameters."""
 
+    channels: int = 64
+    """Channels of each convolution. More make another, larger network."""
+
     shift: int = 1
     """Training images move by up to this many pixels in each direction, at random."""
+
+    rotation: float = 0.0
+    """Training images turn by up to this many degrees either way."""
+
+    zoom: float = 0.0
+    """Height and width of training images grow or shrink by up to this share, each for itself."""
+
+    shear: float = 0.0
+    """Rows of training images slant by up to this many pixels for each row."""
 
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the layers. Parameters and sums stay float32. The other two are faster
@@ -85,6 +97,9 @@ class Config:
     adam_epsilon: float = 1e-8
     """Adam's epsilon, added outside the square root."""
 
+    weight_decay: float = 0.0
+    """Each step takes this share, times the learning rate, off every parameter (AdamW)."""
+
     seed: int = 0
     """Decides the initial parameters, the order of the images and how they are moved."""
 
@@ -106,13 +121,18 @@ class Config:
             _check_type(field, getattr(self, field.name))
         bounds = {
             "validation_fraction": (0 <= self.validation_fraction < 1, "from 0 to below 1"),
+            "channels": (1 <= self.channels <= 1024, "from 1 to 1,024"),
             "shift": (0 <= self.shift <= 6, "from 0 to 6"),
+            "rotation": (0 <= self.rotation <= 180, "from 0 to 180"),
+            "zoom": (0 <= self.zoom <= 1, "from 0 to 1"),
+            "shear": (0 <= self.shear <= 1, "from 0 to 1"),
             "epochs": (1 <= self.epochs <= 100_000, "from 1 to 100,000"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "learning_rate": (0 < self.learning_rate < math.inf, "above 0 and finite"),
             "warmup_fraction": (0 <= self.warmup_fraction <= 1, "from 0 to 1"),
             "adam_b1": (0 <= self.adam_b1 < 1, "from 0 to below 1"),
             "adam_b2": (0 <= self.adam_b2 < 1, "from 0 to below 1"),
+            "weight_decay": (0 <= self.weight_decay <= 1, "from 0 to 1"),
             "adam_epsilon": (0 < self.adam_epsilon < math.inf, "above 0 and finite"),
             "seed": (0 <= self.seed < 2**32, "from 0 to 4,294,967,295"),
             "num_seeds": (1 <= self.num_seeds <= 10_000, "from 1 to 10,000"),

@@ -19,10 +19,11 @@ GLOROT = nn.initializers.glorot_uniform()
 class CNN(nn.Module):
     """The Keras tutorial's network: 81,066 parameters for 28x28 and for 22x22 inputs.
 
-    Three blocks of a valid 3x3 convolution to 64 channels, ReLU and 2x2 max-pooling,
-    then dense layers of 64, 32 and 10.
+    Three blocks of a valid 3x3 convolution to 64 channels (or more, or fewer), ReLU and 2x2
+    max-pooling, then dense layers of 64, 32 and 10.
     """
 
+    channels: int = 64
     dtype: Any = jnp.float32  # of the arithmetic; the parameters are float32 in any case
 
     @nn.compact
@@ -30,7 +31,7 @@ class CNN(nn.Module):
         """Maps float32 images [batch, height, width, 1] to float32 logits [batch, 10]."""
         x = images.astype(self.dtype)
         for index in range(NUM_BLOCKS):
-            x = Block(64, self.dtype, name=f"Conv_{index}")(x)
+            x = Block(self.channels, self.dtype, name=f"Conv_{index}")(x)
         x = x.reshape((x.shape[0], -1))
         for features in (64, 32):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(x))
@@ -55,10 +56,10 @@ class Block(nn.Module):
         return nn.relu(pooled + bias.astype(self.dtype)[None, None, None])
 
 
-def init(key: jax.Array, input_size: int) -> Params:
+def init(key: jax.Array, input_size: int, channels: int = 64) -> Params:
     """Fresh parameters: Glorot-uniform kernels and zero biases, all float32."""
     images = jnp.zeros((1, input_size, input_size, 1), jnp.float32)
-    return CNN().init(key, images)["params"]
+    return CNN(channels).init(key, images)["params"]
 
 
 def apply(params: Params, images: jax.Array, precision: str = "float32") -> jax.Array:
@@ -71,7 +72,8 @@ def apply(params: Params, images: jax.Array, precision: str = "float32") -> jax.
       precision: of the arithmetic, as in `Config.precision`.
     """
     live = live_size(images.shape[1])
-    network = CNN(dtype=jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
+    channels = params["Conv_0"]["bias"].shape[-1]
+    network = CNN(channels, jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
     # Left to itself, JAX multiplies float32 matrices in TF32 or bfloat16 where it can.
     with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
         return network.apply({"params": params}, images[:, :live, :live])  # pyright: ignore[reportReturnType]
@@ -90,11 +92,11 @@ def live_size(size: int) -> int:
     return size
 
 
-def layer_table(input_size: int) -> str:
+def layer_table(input_size: int, channels: int = 64) -> str:
     """A table of the layers with their output shapes and parameter counts."""
     images = jnp.zeros((1, input_size, input_size, 1), jnp.float32)
     table = summary.tabulate(
-        CNN(),
+        CNN(channels),
         jax.random.key(0),
         console_kwargs={"width": 100, "force_terminal": False},
         column_kwargs={"no_wrap": True},

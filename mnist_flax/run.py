@@ -91,7 +91,7 @@ def parse(argv: Sequence[str]) -> Options:
 def _print_model(options: Options) -> int:
     from mnist_flax import model
 
-    print(model.layer_table(options.config.input_size))
+    print(model.layer_table(options.config.input_size, options.config.channels))
     return 0
 
 

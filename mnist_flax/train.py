@@ -42,7 +42,8 @@ class TrainState:
 @functools.partial(jax.jit, static_argnames="config")
 def create_state(key: jax.Array, config: Config) -> TrainState:
     """The state before the first step."""
-    params = model.init(jax.random.fold_in(key, INIT_STREAM), config.input_size)
+    init_key = jax.random.fold_in(key, INIT_STREAM)
+    params = model.init(init_key, config.input_size, config.channels)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -63,12 +64,13 @@ def learning_rate(step: jax.typing.ArrayLike, config: Config) -> jax.Array:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam (https://arxiv.org/abs/1412.6980) with the config's learning rate."""
-    return optax.adam(
+    """AdamW (https://arxiv.org/abs/1711.05101); Adam where nothing decays."""
+    return optax.adamw(
         functools.partial(learning_rate, config=config),
         b1=config.adam_b1,
         b2=config.adam_b2,
         eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
     )
 
 

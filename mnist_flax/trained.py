@@ -51,7 +51,9 @@ def load_trained(folder: Path) -> Trained:
     step, params = checkpoint.load_params(folder / workdir.CHECKPOINTS)
     if config.num_seeds == 1:
         params = jax.tree.map(lambda leaf: leaf[None], params)
-    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), config.input_size))
+    expected = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), config.input_size, config.channels)
+    )
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
     if shapes != jax.tree.map(lambda x: ((config.num_seeds, *x.shape), x.dtype), expected):
         raise UserError(f"checkpoint {step} in {folder} is damaged, or of another network")

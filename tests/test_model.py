@@ -72,6 +72,12 @@ def test_parameters_per_layer(key, size):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+def test_channels_make_the_network_larger(key):
+    params = model.init(key, 22, channels=128)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 307_114
+    assert model.apply(params, jnp.zeros((2, 22, 22, 1))).shape == (2, 10)
+
+
 def test_initial_values_are_keras_ones(key):
     params = model.init(key, 28)
     for layer in params.values():

@@ -45,9 +45,11 @@ def test_first_step_golden_values(digits, key, config, loss, gradient_norm, upda
     np.testing.assert_allclose(found, [loss, gradient_norm, update_norm], rtol=1e-4)
 
 
-def test_a_step_is_plain_adam_on_the_mean_loss(digits, key):
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_step_is_plain_adam_on_the_mean_loss(digits, key, decay):
     """One step against the same written out without micro-batches, weights or sums."""
     config = Config(dataset="digits", shift=0, schedule="constant", learning_rate=1e-3)
+    config = dataclasses.replace(config, weight_decay=decay, batch_size=128)
     state = create(key, config)
     batch = first_batch(digits, config.batch_size)
 
@@ -58,7 +60,7 @@ def test_a_step_is_plain_adam_on_the_mean_loss(digits, key):
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(state.params)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optax.adam(1e-3).update(gradients, optax.adam(1e-3).init(state.params))
-    expected = optax.apply_updates(state.params, updates)
+    expected = jax.tree.map(lambda p, u: p + u - 1e-3 * decay * p, state.params, updates)
     step = jax.jit(train.train_step, static_argnames="config")
     after, metrics = step(state, batch, key, config=config)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)

@@ -1,0 +1,101 @@
+"""What can the reference network not see, and what is it worth to let it see the centre?
+
+python experiments/blind_border.py
+
+Valid convolutions and pools that drop an odd last row leave pixels without any way to the
+output. Finds them by the gradient and by replacing them, then trains the reference's recipe
+on the whole image and on its centred 22x22 window, with the same seeds.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import runs
+from matplotlib.figure import Figure
+from provenance import RESULTS, provenance, store
+
+from mnist_flax import model
+from mnist_flax.augment import to_unit
+from mnist_flax.data import load_dataset
+from mnist_flax.trained import load_trained
+
+SIZE = 28
+
+
+def main() -> None:
+    """Measures, stores and draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=20)
+    options = parser.parse_args()
+    flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
+    whole = runs.train("reference", *flags)
+    centre = runs.train("reference_22", *flags, "--input-size", "22")
+
+    dataset = load_dataset("mnist")
+    params = jax.tree.map(lambda leaf: leaf[0], load_trained(whole).params)
+    seen, replaced = visible(params, jnp.asarray(dataset.test[0][:500]))
+    blind = seen == 0
+    ink = dataset.train[0][..., 0].astype(np.float64)
+    margin = (SIZE - 22) // 2
+    outside = np.pad(np.zeros((22, 22), bool), margin, constant_values=True)
+    worth = runs.difference(whole, centre)
+    result = {
+        "n": options.seeds,
+        "blind_rows": np.flatnonzero(blind.all(axis=1)).tolist(),
+        "blind_columns": np.flatnonzero(blind.all(axis=0)).tolist(),
+        "largest_change_of_a_logit_when_they_are_replaced": replaced,
+        "ink_lost": {
+            "reference": float(ink[:, blind].sum() / ink.sum()),
+            "centred_window": float(ink[:, outside].sum() / ink.sum()),
+        },
+        "training_images_with_ink_there": float((ink[:, blind] > 0).any(axis=1).mean()),
+        "window_against_whole": worth,
+    }
+    store("blind_border", provenance() | result)
+    draw(seen, ink.mean(axis=0), worth)
+    print(f"{100 * worth['difference']:+.2f} points. {worth['verdict']}")
+
+
+def visible(params: model.Params, images: jax.Array) -> tuple[np.ndarray, float]:
+    """How much each pixel can change a logit, [28, 28]; and what replacing the blind ones does.
+
+    Asks the network itself, without the cropping by which `model.apply` spares the work.
+    """
+
+    def logits(images: jax.Array) -> jax.Array:
+        return model.CNN().apply({"params": params}, images)  # pyright: ignore
+
+    jacobian = jax.jit(jax.vmap(jax.jacrev(lambda image: logits(image[None])[0])))(to_unit(images))
+    seen = np.asarray(jnp.abs(jacobian).max(axis=(0, 1, 4)))
+    noise = jax.random.uniform(jax.random.key(0), images.shape, jnp.float32)
+    changed = jnp.where(jnp.asarray(seen == 0)[None, :, :, None], noise, to_unit(images))
+    forward = jax.jit(logits)
+    return seen, float(jnp.abs(forward(changed) - forward(to_unit(images))).max())
+
+
+def draw(seen: np.ndarray, ink: np.ndarray, worth: dict) -> None:
+    """What is seen, where the ink is, and the seeds of both."""
+    figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    left.imshow(np.where(seen == 0, np.nan, seen), cmap="viridis", vmin=0)
+    left.set(title="how far a pixel can move a logit\n(blank: not at all)")
+    middle.imshow(ink, cmap="gray_r")
+    middle.axhline(21.5, color="C1")
+    middle.axvline(21.5, color="C1")
+    middle.set(title="mean training image;\nthe reference sees the upper left of the lines")
+    for axes in (left, middle):
+        axes.set(xlabel="column", ylabel="row")
+    pairs = 100 * np.array([worth[f"accuracy_{side}"]["per_seed"] for side in "ab"])
+    right.plot(["whole image", "centred 22x22"], pairs, "o-", color="C0", alpha=0.5)
+    right.set(ylabel="test accuracy (%)", title="the same seeds, the reference's recipe")
+    right.margins(x=0.25)
+    right.grid(axis="y", alpha=0.3)
+    figure.savefig(RESULTS / "blind_border.png")
+
+
+if __name__ == "__main__":
+    main()

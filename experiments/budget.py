@@ -1,0 +1,92 @@
+"""How much training, and how many images, does an accuracy take?
+
+python experiments/budget.py
+
+The default recipe for 1 to 40 epochs of all images; and with the first 100 to 60,000 images,
+each for as many steps as 5 epochs of all of them take.
+"""
+
+import argparse
+from typing import Any
+
+import numpy as np
+import runs
+from matplotlib.figure import Figure
+from provenance import RESULTS, provenance, store
+
+from mnist_flax.config import DATASET_SIZES, PRESETS
+from mnist_flax.spread import percent
+
+EPOCHS = (1, 2, 5, 10, 20, 40)
+IMAGES = (100, 300, 1_000, 3_000, 10_000, 30_000, 60_000)
+
+
+def main() -> None:
+    """Trains, stores and draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    result = {
+        "n": options.seeds,
+        "epochs": [by_epochs(epochs, options.seeds) for epochs in EPOCHS],
+        "images": [by_images(images, options.seeds) for images in IMAGES],
+    }
+    store("budget", provenance() | result)
+    draw(result)
+    for name in ("epochs", "images"):
+        for point in result[name]:
+            print(f"| {point[name]:,} {name} | {percent(point['test_accuracy'])} |")
+
+
+def by_epochs(epochs: int, seeds: int) -> dict[str, Any]:
+    """All images, so many epochs."""
+    return point(f"epochs_{epochs}", epochs, seeds) | {"epochs": epochs}
+
+
+def by_images(images: int, seeds: int) -> dict[str, Any]:
+    """So many images, as many steps as the default preset takes."""
+    total = DATASET_SIZES["mnist"][0]
+    default = PRESETS["default"]
+    # Held out and left alone; just enough above the share that rounding leaves `images`.
+    held_out = (total - images + 0.5) / total
+    steps_per_epoch = -(-images // default.batch_size)
+    epochs = max(1, round(default.total_steps / steps_per_epoch))
+    flags = ("--validation-fraction", str(held_out)) if images < total else ()
+    return point(f"images_{images}", epochs, seeds, *flags) | {"images": images}
+
+
+def point(name: str, epochs: int, seeds: int, *flags: str) -> dict[str, Any]:
+    """The scores of one run, evaluated at its end only."""
+    often = ("--eval-every", str(epochs), "--checkpoint-every", str(epochs))
+    count = ("--epochs", str(epochs), "--num-seeds", str(seeds))
+    summary = runs.summary(runs.train(f"budget/{name}", *count, *often, *flags))
+    return {name: summary[name] for name in ("config", "environment", "test_accuracy", "test_loss")}
+
+
+def draw(result: dict[str, Any]) -> None:
+    """Wrong answers against both budgets, all seeds."""
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    labels = {"epochs": "epochs of 60,000 images", "images": "training images"}
+    for axes, (name, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        points = result[name]
+        budget = [point[name] for point in points]
+        wrong = 100 * (1 - np.array([point["test_accuracy"]["per_seed"] for point in points]))
+        axes.plot(budget, wrong, "o", color="C0", alpha=0.3, markersize=4)
+        axes.plot(budget, wrong.mean(axis=1), "-", color="C1")
+        for where, value in zip(budget, wrong.mean(axis=1), strict=True):
+            axes.annotate(
+                f"{value:.2f}", (where, value), xytext=(4, 6), textcoords="offset points",
+                fontsize=8,
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="wrong answers (%)")
+        axes.set_xticks(budget, [f"{value:,}" for value in budget])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+    figure.savefig(RESULTS / "budget.png")
+
+
+if __name__ == "__main__":
+    main()
