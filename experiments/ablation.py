@@ -7,13 +7,13 @@ out; then leaves each part of `best` out, in a shorter run. All rows of a table 
 seeds, so each difference is paired.
 """
 
-import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import runs
 from matplotlib.figure import Figure
-from provenance import RESULTS, provenance, store
+from provenance import provenance, store
 
 from mnist_flax.spread import percent
 
@@ -47,23 +47,21 @@ WITHOUT_BEST = {
 
 def main() -> None:
     """Trains, compares and stores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=10)
+    parser = runs.arguments(__doc__, seeds=10)
     parser.add_argument("--best-seeds", type=int, default=5)
     parser.add_argument("--best-epochs", type=int, default=20)
     options = parser.parse_args()
+    trainer = runs.Runs(options)
     seeds = ("--num-seeds", str(options.seeds))
     best = ("--preset", "best", "--num-seeds", str(options.best_seeds))
     best = (*best, "--epochs", str(options.best_epochs))
     tables = {
-        "path": rows("path", cumulative(PATH), seeds, against="previous"),
-        "default_without": rows("default", WITHOUT_DEFAULT, seeds, against="first"),
-        "best_without": rows("best", WITHOUT_BEST, best, against="first"),
+        "path": rows(trainer, "path", cumulative(PATH), seeds, against="previous"),
+        "default_without": rows(trainer, "default", WITHOUT_DEFAULT, seeds, against="first"),
+        "best_without": rows(trainer, "best", WITHOUT_BEST, best, against="first"),
     }
-    store("ablation", provenance() | tables)
-    draw(tables)
+    store("ablation", provenance() | tables, options.output)
+    draw(tables, options.output)
     for title, table in tables.items():
         print(f"\n{title}\n")
         for row in table:
@@ -81,13 +79,17 @@ def cumulative(steps: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 
 
 def rows(
-    table: str, changes: dict[str, tuple[str, ...]], common: tuple[str, ...], against: str
+    trainer: runs.Runs,
+    table: str,
+    changes: dict[str, tuple[str, ...]],
+    common: tuple[str, ...],
+    against: str,
 ) -> list[dict[str, Any]]:
     """Each row's accuracy, and its difference from the previous or from the first row."""
     workdirs = {}
     for name, flags in changes.items():
         slug = "".join(c if c.isalnum() else "_" for c in f"{table}_{name}")
-        workdirs[name] = runs.train(f"ablation/{slug}", *common, *flags)
+        workdirs[name] = trainer.train(f"ablation/{slug}", *common, *flags)
     names = list(workdirs)
     found = []
     for index, name in enumerate(names):
@@ -112,7 +114,7 @@ def describe(row: dict[str, Any]) -> str:
     return f"| {row['name']} | {percent(row['test_accuracy'])} | {change} |"
 
 
-def draw(tables: dict[str, list[dict[str, Any]]]) -> None:
+def draw(tables: dict[str, list[dict[str, Any]]], folder: Path) -> None:
     """Each row's mean with its 95 % interval, and its seeds."""
     figure = Figure(figsize=(11, 6.5), dpi=150, layout="constrained")
     titles = (
@@ -133,7 +135,7 @@ def draw(tables: dict[str, list[dict[str, Any]]]) -> None:
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
     panels[-1].set(xlabel="test accuracy (%): seeds, their mean and its 95 % interval")
-    figure.savefig(RESULTS / "ablation.png")
+    figure.savefig(folder / "ablation.png")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ output. Finds them by the gradient and by replacing them, then trains the refere
 on the whole image and on its centred 22x22 window, with the same seeds.
 """
 
-import argparse
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import runs
 from matplotlib.figure import Figure
-from provenance import RESULTS, provenance, store
+from provenance import provenance, store
 
 from mnist_flax import model
 from mnist_flax.augment import to_unit
@@ -26,16 +26,13 @@ SIZE = 28
 
 def main() -> None:
     """Measures, stores and draws."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=20)
-    options = parser.parse_args()
+    options = runs.arguments(__doc__, seeds=20).parse_args()
+    trainer = runs.Runs(options)
     flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
-    whole = runs.train("reference", *flags)
-    centre = runs.train("reference_22", *flags, "--input-size", "22")
+    whole = trainer.train("reference", *flags)
+    centre = trainer.train("reference_22", *flags, "--input-size", "22")
 
-    dataset = load_dataset("mnist")
+    dataset = load_dataset(options.dataset)
     params = jax.tree.map(lambda leaf: leaf[0], load_trained(whole).params)
     seen, replaced = visible(params, jnp.asarray(dataset.test[0][:500]))
     blind = seen == 0
@@ -55,8 +52,8 @@ def main() -> None:
         "training_images_with_ink_there": float((ink[:, blind] > 0).any(axis=1).mean()),
         "window_against_whole": worth,
     }
-    store("blind_border", provenance() | result)
-    draw(seen, ink.mean(axis=0), worth)
+    store("blind_border", provenance() | result, options.output)
+    draw(seen, ink.mean(axis=0), worth, options.output)
     print(f"{100 * worth['difference']:+.2f} points. {worth['verdict']}")
 
 
@@ -77,7 +74,7 @@ def visible(params: model.Params, images: jax.Array) -> tuple[np.ndarray, float]
     return seen, float(jnp.abs(forward(changed) - forward(to_unit(images))).max())
 
 
-def draw(seen: np.ndarray, ink: np.ndarray, worth: dict) -> None:
+def draw(seen: np.ndarray, ink: np.ndarray, worth: dict, folder: Path) -> None:
     """What is seen, where the ink is, and the seeds of both."""
     figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -94,7 +91,7 @@ def draw(seen: np.ndarray, ink: np.ndarray, worth: dict) -> None:
     right.set(ylabel="test accuracy (%)", title="the same seeds, the reference's recipe")
     right.margins(x=0.25)
     right.grid(axis="y", alpha=0.3)
-    figure.savefig(RESULTS / "blind_border.png")
+    figure.savefig(folder / "blind_border.png")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ The default recipe for 1 to 40 epochs of all images; and with the first 100 to 6
 each for as many steps as 5 epochs of all of them take.
 """
 
-import argparse
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import runs
 from matplotlib.figure import Figure
-from provenance import RESULTS, provenance, store
+from provenance import provenance, store
 
 from mnist_flax.config import DATASET_SIZES, PRESETS
 from mnist_flax.spread import percent
@@ -23,49 +24,47 @@ IMAGES = (100, 300, 1_000, 3_000, 10_000, 30_000, 60_000)
 
 def main() -> None:
     """Trains, stores and draws."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    options = parser.parse_args()
+    options = runs.arguments(__doc__, seeds=5).parse_args()
+    trainer = runs.Runs(options)
+    sizes = [size for size in IMAGES if size <= DATASET_SIZES[options.dataset][0]]
     result = {
         "n": options.seeds,
-        "epochs": [by_epochs(epochs, options.seeds) for epochs in EPOCHS],
-        "images": [by_images(images, options.seeds) for images in IMAGES],
+        "epochs": [by_epochs(trainer, epochs, options.seeds) for epochs in EPOCHS],
+        "images": [by_images(trainer, images, options.seeds) for images in sizes],
     }
-    store("budget", provenance() | result)
-    draw(result)
+    store("budget", provenance() | result, options.output)
+    draw(result, options.output)
     for name in ("epochs", "images"):
         for point in result[name]:
             print(f"| {point[name]:,} {name} | {percent(point['test_accuracy'])} |")
 
 
-def by_epochs(epochs: int, seeds: int) -> dict[str, Any]:
+def by_epochs(trainer: runs.Runs, epochs: int, seeds: int) -> dict[str, Any]:
     """All images, so many epochs."""
-    return point(f"epochs_{epochs}", epochs, seeds) | {"epochs": epochs}
+    return point(trainer, f"epochs_{epochs}", epochs, seeds) | {"epochs": epochs}
 
 
-def by_images(images: int, seeds: int) -> dict[str, Any]:
+def by_images(trainer: runs.Runs, images: int, seeds: int) -> dict[str, Any]:
     """So many images, as many steps as the default preset takes."""
-    total = DATASET_SIZES["mnist"][0]
-    default = PRESETS["default"]
+    total = DATASET_SIZES[trainer.dataset][0]
+    default = dataclasses.replace(PRESETS["default"], dataset=trainer.dataset)
     # Held out and left alone; just enough above the share that rounding leaves `images`.
     held_out = (total - images + 0.5) / total
     steps_per_epoch = -(-images // default.batch_size)
     epochs = max(1, round(default.total_steps / steps_per_epoch))
     flags = ("--validation-fraction", str(held_out)) if images < total else ()
-    return point(f"images_{images}", epochs, seeds, *flags) | {"images": images}
+    return point(trainer, f"images_{images}", epochs, seeds, *flags) | {"images": images}
 
 
-def point(name: str, epochs: int, seeds: int, *flags: str) -> dict[str, Any]:
+def point(trainer: runs.Runs, name: str, epochs: int, seeds: int, *flags: str) -> dict[str, Any]:
     """The scores of one run, evaluated at its end only."""
     often = ("--eval-every", str(epochs), "--checkpoint-every", str(epochs))
     count = ("--epochs", str(epochs), "--num-seeds", str(seeds))
-    summary = runs.summary(runs.train(f"budget/{name}", *count, *often, *flags))
+    summary = runs.summary(trainer.train(f"budget/{name}", *count, *often, *flags))
     return {name: summary[name] for name in ("config", "environment", "test_accuracy", "test_loss")}
 
 
-def draw(result: dict[str, Any]) -> None:
+def draw(result: dict[str, Any], folder: Path) -> None:
     """Wrong answers against both budgets, all seeds."""
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     labels = {"epochs": "epochs of 60,000 images", "images": "training images"}
@@ -85,7 +84,7 @@ def draw(result: dict[str, Any]) -> None:
         axes.minorticks_off()
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
-    figure.savefig(RESULTS / "budget.png")
+    figure.savefig(folder / "budget.png")
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def store(name: str, result: dict[str, Any]) -> Path:
-    """Writes a result as `results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def store(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes a result as `<folder>/<name>.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
 

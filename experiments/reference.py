@@ -6,13 +6,13 @@ Trains 20 seeds of the reference preset, and 20 of what the tutorial's notebook 
 image column scaled to unit length, and the last 30 % of the training images held out.
 """
 
-import argparse
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import runs
 from matplotlib.figure import Figure
-from provenance import RESULTS, provenance, store
+from provenance import provenance, store
 from seeds import train_seeds
 
 from mnist_flax.config import PRESETS
@@ -25,16 +25,12 @@ LABELS = {"paper": "pixels / 255, 60,000 images", "notebook": "unit columns, 42,
 
 def main() -> None:
     """Trains, stores and draws both distributions."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=20)
-    options = parser.parse_args()
+    options = runs.arguments(__doc__, seeds=20).parse_args()
     flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
-    summary = runs.summary(runs.train("reference", *flags))
+    summary = runs.summary(runs.Runs(options).train("reference", *flags))
     scores = {
         "paper": {name: summary[name]["per_seed"] for name in TUTORIAL},
-        "notebook": notebook(options.seeds),
+        "notebook": notebook(options.dataset, options.seeds),
     }
     found = {
         variant: {name: against_tutorial(name, values[name]) for name in TUTORIAL}
@@ -42,23 +38,23 @@ def main() -> None:
     }
     result = {"n": options.seeds, "tutorial": TUTORIAL, **found}
     environment = {"environment": summary["environment"]}
-    store("reference", provenance() | environment | result)
-    draw(found)
+    store("reference", provenance() | environment | result, options.output)
+    draw(found, options.output)
     for variant, values in found.items():
         accuracy = values["test_accuracy"]
         print(f"{LABELS[variant]}: {accuracy['mean']:.2%} ± {100 * accuracy['std']:.2f}")
 
 
-def notebook(count: int) -> dict[str, list[float]]:
+def notebook(name: str, count: int) -> dict[str, list[float]]:
     """The scores of the notebook's variant. Its pixels are rounded to 1/255, as MNIST's are."""
     config = dataclasses.replace(
-        PRESETS["reference"], dataset="mnist", validation_fraction=0.3, num_seeds=count
+        PRESETS["reference"], dataset=name, validation_fraction=0.3, num_seeds=count
     )
-    dataset = load_dataset("mnist", validation_fraction=config.validation_fraction)
+    dataset = load_dataset(name, validation_fraction=config.validation_fraction)
     splits = {
-        name: (unit_columns(images), labels)
-        for name in ("train", "validation", "test")
-        for images, labels in [getattr(dataset, name)]
+        split: (unit_columns(images), labels)
+        for split in ("train", "validation", "test")
+        for images, labels in [getattr(dataset, split)]
     }
     return train_seeds(dataclasses.replace(dataset, **splits), config)
 
@@ -78,7 +74,7 @@ def against_tutorial(name: str, values: list[float]) -> dict:
     return result | {"share_at_or_below_tutorial": share, "tutorial_in_std": deviations}
 
 
-def draw(found: dict) -> None:
+def draw(found: dict, folder: Path) -> None:
     """One dot for each seed, and the tutorial's figure as a line."""
     figure = Figure(figsize=(9, 3.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2)
@@ -94,7 +90,7 @@ def draw(found: dict) -> None:
         axes.axvline(scale * TUTORIAL[name], color="black", linestyle="--", linewidth=1)
         axes.text(scale * TUTORIAL[name], -0.55, " the tutorial", fontsize=8, va="center")
         axes.set(xlabel=unit, yticks=[], ylim=(-0.7, 1.6))
-    figure.savefig(RESULTS / "reference.png")
+    figure.savefig(folder / "reference.png")
 
 
 if __name__ == "__main__":

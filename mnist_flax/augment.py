@@ -4,9 +4,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mnist_flax.config import Config
+
+GRID = 5
 
 
 def window(images: jax.Array, config: Config) -> jax.Array:
@@ -22,19 +25,19 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 
 def augment(key: jax.Array, images: jax.Array, config: Config) -> jax.Array:
-    """The window of each image, moved, turned, zoomed and sheared at random.
+    """The window of each image, moved, turned, zoomed, sheared and bent at random.
 
-    Each image draws its own, uniformly within the config's limits. Where the window leaves
-    the image it sees black.
+    Each image draws its own, uniformly within the config's limits (bends: normally). Where
+    the window leaves the image it sees black.
 
     Args:
       key: decides all of it.
       images: uint8 [batch, 28, 28, 1].
 
     Returns:
-      uint8 [batch, size, size, 1]; with all limits at 0 exactly the `window`.
+      uint8 [batch, size, size, 1]; with all strengths at 0 exactly the `window`.
     """
-    if config.rotation or config.zoom or config.shear:
+    if config.rotation or config.zoom or config.shear or config.elastic:
         return _warped(key, images, config)
     if config.shift:
         return _shifted(key, images, config)
@@ -59,7 +62,7 @@ def _shifted(key: jax.Array, images: jax.Array, config: Config) -> jax.Array:
 def _warped(key: jax.Array, images: jax.Array, config: Config) -> jax.Array:
     """Looks each pixel of the window up where the inverse of the random map takes it."""
     batch, height, width, _ = images.shape
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 5)
 
     def draw(key: jax.Array, limit: float, *shape: int) -> jax.Array:
         return jax.random.uniform(key, (*shape, batch, 1, 1), jnp.float32, -limit, limit)
@@ -73,11 +76,25 @@ def _warped(key: jax.Array, images: jax.Array, config: Config) -> jax.Array:
     row, column = from_centre[None, :, None], from_centre[None, None, :]
     row, column = row * zoom_rows, (column + shear * row) * zoom_columns
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return bilinear(
-        images,
-        cos * row - sin * column + shift[0] + (height - 1) / 2,
-        sin * row + cos * column + shift[1] + (width - 1) / 2,
-    )
+    rows = cos * row - sin * column + shift[0] + (height - 1) / 2
+    columns = sin * row + cos * column + shift[1] + (width - 1) / 2
+    if config.elastic:
+        bend_rows, bend_columns = config.elastic * _bends(keys[4], batch, config.input_size)
+        rows, columns = rows + bend_rows, columns + bend_columns
+    return bilinear(images, rows, columns)
+
+
+def _bends(key: jax.Array, batch: int, size: int) -> jax.Array:
+    """Smooth random displacements with a standard deviation of 1: float32 [2, batch, size, size].
+
+    As in Simard et al. 2003 (https://doi.org/10.1109/ICDAR.2003.1227801), a Gaussian of 4
+    pixels smooths noise; here noise on a grid of `GRID` points, which is as smooth.
+    """
+    distance = np.arange(size)[:, None] - np.linspace(0, size - 1, GRID)
+    smooth = np.exp(-0.5 * (distance / 4) ** 2)
+    smooth = np.float32(smooth / np.linalg.norm(smooth, axis=1, keepdims=True))
+    noise = jax.random.normal(key, (2, batch, GRID, GRID), jnp.float32)
+    return jnp.einsum("ik,dbkl,jl->dbij", smooth, noise, smooth)
 
 
 def _whole_shifts(key: jax.Array, batch: int, limit: int) -> jax.Array:

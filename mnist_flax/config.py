@@ -69,6 +69,9 @@ class Config:
     shear: float = 0.0
     """Rows of training images slant by up to this many pixels for each row."""
 
+    elastic: float = 0.0
+    """Training images bend: each place moves by so many pixels (standard deviation)."""
+
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the layers. Parameters and sums stay float32. The other two are faster
     on GPU and TPU, round more, and differ only there (`tf32`) or are slower on CPU."""
@@ -79,8 +82,11 @@ class Config:
     batch_size: int = 128
     """Images per optimizer step."""
 
+    optimizer: Literal["muon", "adam"] = "adam"
+    """`muon` makes the update of each kernel orthogonal; its biases it leaves to Adam."""
+
     learning_rate: float = 4e-3
-    """Adam's learning rate; with the triangular schedule, its peak."""
+    """The optimizer's learning rate; with the triangular schedule, its peak."""
 
     schedule: Literal["triangular", "constant"] = "triangular"
     """`triangular` rises for `warmup_fraction` of all steps, then falls linearly to 0."""
@@ -98,7 +104,7 @@ class Config:
     """Adam's epsilon, added outside the square root."""
 
     weight_decay: float = 0.0
-    """Each step takes this share, times the learning rate, off every parameter (AdamW)."""
+    """Each step takes this share, times the learning rate, off the parameters."""
 
     seed: int = 0
     """Decides the initial parameters, the order of the images and how they are moved."""
@@ -126,6 +132,7 @@ class Config:
             "rotation": (0 <= self.rotation <= 180, "from 0 to 180"),
             "zoom": (0 <= self.zoom <= 1, "from 0 to 1"),
             "shear": (0 <= self.shear <= 1, "from 0 to 1"),
+            "elastic": (0 <= self.elastic <= 10, "from 0 to 10"),
             "epochs": (1 <= self.epochs <= 100_000, "from 1 to 100,000"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "learning_rate": (0 < self.learning_rate < math.inf, "above 0 and finite"),

@@ -6,11 +6,13 @@ step goes on exactly as if it had never stopped.
 
 import functools
 import math
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax import lax
 
 from mnist_flax import model
@@ -64,13 +66,33 @@ def learning_rate(step: jax.typing.ArrayLike, config: Config) -> jax.Array:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW (https://arxiv.org/abs/1711.05101); Adam where nothing decays."""
-    return optax.adamw(
-        functools.partial(learning_rate, config=config),
-        b1=config.adam_b1,
-        b2=config.adam_b2,
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
+    """Muon for the kernels and Adam for the biases; or AdamW, which is Adam without a decay.
+
+    Muon: https://kellerjordan.github.io/posts/muon. AdamW: https://arxiv.org/abs/1711.05101.
+    """
+    rate = functools.partial(learning_rate, config=config)
+    decay, epsilon = config.weight_decay, config.adam_epsilon
+    if config.optimizer == "adam":
+        return optax.adamw(rate, config.adam_b1, config.adam_b2, epsilon, weight_decay=decay)
+    return optax.contrib.muon(
+        rate,
+        eps=epsilon,
+        weight_decay=decay,
+        adam_b1=config.adam_b1,
+        adam_b2=config.adam_b2,
+        muon_weight_dimension_numbers=_as_matrices,
+    )
+
+
+def _as_matrices(params: model.Params) -> Any:
+    """Each kernel as a matrix from all that an output sees to the outputs; None for biases."""
+    return jax.tree.map(
+        lambda leaf: (
+            optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+            if leaf.ndim > 1
+            else None
+        ),
+        params,
     )
 
 

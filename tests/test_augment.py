@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mnist_flax.augment import augment, bilinear, window
+from mnist_flax.augment import _bends, augment, bilinear, window
 from mnist_flax.config import Config
 
 
@@ -52,7 +52,7 @@ def test_same_key_same_moves(key, images):
     assert (first != augment(jax.random.fold_in(key, 1), images, config)).any()
 
 
-WARPS = {"rotation": 30.0, "zoom": 0.3, "shear": 0.4}
+WARPS = {"rotation": 30.0, "zoom": 0.3, "shear": 0.4, "elastic": 1.0}
 ALL = dataclasses.replace(Config(shift=2), **WARPS)
 
 
@@ -89,7 +89,8 @@ def test_a_warp_of_nothing_but_shifts_moves_whole_pixels(key, images, size):
 
 
 @pytest.mark.parametrize(
-    ("changes", "limit"), [({"rotation": 30.0}, 30.0), ({"shear": 0.4}, math.degrees(0.4))]
+    ("changes", "limit"),
+    [({"rotation": 30.0}, 30.0), ({"shear": 0.4}, math.degrees(0.4))],
 )
 def test_an_upright_stroke_leans_as_far_as_allowed_and_both_ways(key, changes, limit):
     stroke = np.zeros((500, 28, 28, 1), np.uint8)
@@ -115,6 +116,15 @@ def test_zoom_changes_height_and_width_each_for_itself(key):
         assert 12 < lengths.max() < 14.1
         assert 7 < lengths.min() < 8.8
     assert abs(np.corrcoef(heights, widths)[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("size", [22, 28])
+def test_bends_are_smooth_and_as_strong_as_they_say(key, size):
+    bends = np.asarray(_bends(key, 4000, size))
+    np.testing.assert_allclose(bends.std(axis=1), 1, atol=0.05)
+    np.testing.assert_allclose(bends.mean(axis=1), 0, atol=0.08)
+    assert np.diff(bends, axis=-1).std() < 0.3
+    assert abs(np.corrcoef(bends[0].ravel(), bends[1].ravel())[0, 1]) < 0.02
 
 
 def test_bilinear_is_scipys(key, images):

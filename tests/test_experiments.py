@@ -1,15 +1,19 @@
 """The experiments' scripts in small, as a person would run them."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from mnist_flax import model
+from mnist_flax.config import PRESETS
 from mnist_flax.data import Dataset
+from mnist_flax.run import parse
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -17,6 +21,15 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 def run(script, *arguments):
     command = [sys.executable, str(EXPERIMENTS / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(autouse=True)
+def _scripts_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+
+
+def load(script):
+    return importlib.import_module(script)
 
 
 @pytest.mark.slow
@@ -69,11 +82,8 @@ def test_a_target_counts_only_when_every_seed_reaches_it(benchmark):
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import benchmark  # pyright: ignore[reportMissingImports]
-
-    return benchmark
+def benchmark():
+    return load("benchmark")
 
 
 @pytest.mark.parametrize("name", ["ours", "ours_default", "flax_plain"])
@@ -96,12 +106,74 @@ def test_limits_are_measured_and_stored(tmp_path):
     assert 0 < result["machine_limits"]["compiled_arithmetic_of_best"] < 2
 
 
-def test_the_plain_arithmetic_is_counted_by_hand(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import limits  # pyright: ignore[reportMissingImports]
-
+def test_the_plain_arithmetic_is_counted_by_hand():
+    limits = load("limits")
     convolutions = [20 * 20 * 9 * 64, 8 * 8 * 576 * 64, 2 * 2 * 576 * 64]
     dense = 64 * 64 + 64 * 32 + 32 * 10
     expected = 2 * (2 * convolutions[0] + 3 * (sum(convolutions[1:]) + dense))
     assert limits.plain_flops(22) == limits.plain_flops(28) == expected
     assert model.NUM_BLOCKS == 3
+
+
+@pytest.mark.slow
+def test_the_experiments_run_from_training_to_picture(tmp_path):
+    """Each as its README says, on little data; a second time without training again."""
+    common = ("--dataset=digits", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path))
+    run("reference.py", "--seeds=2", *common)
+    run("blind_border.py", "--seeds=2", *common)
+    (tmp_path / "reference.json").unlink()
+    assert "finished already" in run("reference.py", "--seeds=2", *common)
+    reference = json.loads((tmp_path / "reference.json").read_text())
+    border = json.loads((tmp_path / "blind_border.json").read_text())
+    for variant in ("paper", "notebook"):
+        assert len(reference[variant]["test_accuracy"]["per_seed"]) == 2
+    assert border["blind_rows"] == border["blind_columns"] == [22, 23, 24, 25, 26, 27]
+    assert border["largest_change_of_a_logit_when_they_are_replaced"] == 0.0
+    assert 0 < border["ink_lost"]["centred_window"] < border["ink_lost"]["reference"] < 0.5
+    worth = border["window_against_whole"]
+    assert worth["paired"]
+    assert worth["accuracy_a"] == reference["paper"]["test_accuracy"] | worth["accuracy_a"]
+    for name in ("reference", "blind_border"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_the_ablation_goes_from_one_preset_to_the_other():
+    ablation = load("ablation")
+    flags = list(ablation.cumulative(ablation.PATH).values())
+    assert parse([*flags[0], "--workdir", "w"]).config == PRESETS["reference"]
+    assert parse([*flags[-1], "--workdir", "w"]).config == PRESETS["default"]
+    for table, preset in (("WITHOUT_DEFAULT", "default"), ("WITHOUT_BEST", "best")):
+        for name, changes in getattr(ablation, table).items():
+            config = parse(["--preset", preset, *changes, "--workdir", "w"]).config
+            assert (config == PRESETS[preset]) == (not changes), name
+
+
+def test_the_notebooks_images_have_unit_columns():
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    images[0, :, 5] = 0
+    scaled = load("reference").unit_columns(images)
+    lengths = np.sqrt((scaled.astype(float) ** 2).sum(axis=1)) / 255
+    assert not scaled[0, :, 5].any()
+    np.testing.assert_allclose(np.delete(lengths[0], 5, axis=0), 1, atol=0.01)
+
+
+def test_a_budget_of_images_keeps_them_and_the_number_of_steps(tmp_path, monkeypatch):
+    budget = load("budget")
+    configs = {}
+
+    class Trainer:
+        dataset = "mnist"
+
+        def train(self, name, *flags):
+            configs[name] = parse(["--dataset", "mnist", *flags, "--workdir", "w"]).config
+            return tmp_path
+
+    monkeypatch.setattr(budget.runs, "summary", lambda _: dict.fromkeys(
+        ("config", "environment", "test_accuracy", "test_loss")
+    ))  # fmt: skip
+    for images in budget.IMAGES:
+        budget.by_images(Trainer(), images, 2)
+        config = configs[f"budget/images_{images}"]
+        assert config.train_examples == images
+        assert config.total_steps == pytest.approx(PRESETS["default"].total_steps, rel=0.01)
+        assert config.num_seeds == 2
