@@ -21,16 +21,18 @@ from mnist_flax.spread import percent
 PATH = {
     "reference": ("--preset", "reference"),
     "centred 22x22 window": ("--input-size", "22"),
-    "batch 64, peak 6e-3, triangular": (
+    "batch 64, rate up to 6e-3, rising and falling": (
         *("--batch-size", "64", "--learning-rate", "6e-3", "--schedule", "triangular"),
     ),
     "shift by a pixel": ("--shift", "1"),
-    "weight decay 0.05 (default)": ("--weight-decay", "0.05"),
+    "Muon, rate up to 1e-2": ("--optimizer", "muon", "--learning-rate", "1e-2"),
+    "weight decay (default)": ("--weight-decay", "0.05"),
 }
 WITHOUT_DEFAULT = {
     "default": (),
     "whole 28x28 image": ("--input-size", "28"),
-    "constant rate 1e-3": ("--schedule", "constant", "--learning-rate", "1e-3"),
+    "Adam, rate up to 6e-3": ("--optimizer", "adam", "--learning-rate", "6e-3"),
+    "constant rate of 1e-3": ("--schedule", "constant", "--learning-rate", "1e-3"),
     "batch 128": ("--batch-size", "128"),
     "no shift": ("--shift", "0"),
     "no weight decay": ("--weight-decay", "0"),
@@ -40,6 +42,7 @@ WITHOUT_BEST = {
     "no rotation": ("--rotation", "0"),
     "no zoom": ("--zoom", "0"),
     "no shear": ("--shear", "0"),
+    "no bends": ("--elastic", "0"),
     "no shift": ("--shift", "0"),
     "no weight decay": ("--weight-decay", "0"),
 }

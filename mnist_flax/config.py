@@ -79,13 +79,13 @@ class Config:
     epochs: int = 5
     """Passes over the training images."""
 
-    batch_size: int = 128
+    batch_size: int = 64
     """Images per optimizer step."""
 
-    optimizer: Literal["muon", "adam"] = "adam"
-    """`muon` makes the update of each kernel orthogonal; its biases it leaves to Adam."""
+    optimizer: Literal["muon", "adam"] = "muon"
+    """`muon` makes the update of each kernel orthogonal and leaves the biases to Adam."""
 
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
     """The optimizer's learning rate; with the triangular schedule, its peak."""
 
     schedule: Literal["triangular", "constant"] = "triangular"
@@ -100,11 +100,12 @@ class Config:
     adam_b2: float = 0.999
     """Decay of Adam's mean of squared gradients."""
 
-    adam_epsilon: float = 1e-8
+    adam_epsilon: float = 1e-7
     """Adam's epsilon, added outside the square root."""
 
-    weight_decay: float = 0.0
-    """Each step takes this share, times the learning rate, off the parameters."""
+    weight_decay: float = 0.05
+    """Each step takes this share, times the learning rate, off the parameters (with `muon`,
+    off the kernels)."""
 
     seed: int = 0
     """Decides the initial parameters, the order of the images and how they are moved."""
@@ -178,19 +179,23 @@ class Config:
         return self.steps_per_epoch * self.epochs
 
 
+# Chosen for the accuracy on a validation split of the training images.
 PRESETS = {
     # 5 epochs, about 35 seconds on two CPU cores.
     "default": Config(),
-    # One epoch, about ten seconds. Chosen for its accuracy on a validation split.
-    "quick": Config(epochs=1, batch_size=64, learning_rate=8e-3),
+    # One epoch, about ten seconds.
+    "quick": Config(epochs=1),
+    # The most that the 81,066 parameters have given: about six minutes.
+    "best": Config(epochs=60, rotation=10.0, zoom=0.1, shear=0.1, elastic=0.5),
     # The Keras tutorial that this project grew out of, which reports 98.38 %.
     "reference": Config(
         input_size=28,
         shift=0,
         batch_size=32,
+        optimizer="adam",
         learning_rate=1e-3,
         schedule="constant",
-        adam_epsilon=1e-7,
+        weight_decay=0.0,
     ),
 }
 

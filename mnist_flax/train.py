@@ -66,9 +66,10 @@ def learning_rate(step: jax.typing.ArrayLike, config: Config) -> jax.Array:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Muon for the kernels and Adam for the biases; or AdamW, which is Adam without a decay.
+    """Muon for the kernels and Nesterov's Adam for the biases; or AdamW for all.
 
-    Muon: https://kellerjordan.github.io/posts/muon. AdamW: https://arxiv.org/abs/1711.05101.
+    Muon: https://kellerjordan.github.io/posts/muon. AdamW, which is Adam without a decay:
+    https://arxiv.org/abs/1711.05101.
     """
     rate = functools.partial(learning_rate, config=config)
     decay, epsilon = config.weight_decay, config.adam_epsilon

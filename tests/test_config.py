@@ -58,7 +58,7 @@ def test_from_dict_names_what_is_missing_and_what_is_unknown():
 
 def test_differences_name_the_field_and_both_values():
     assert differences(Config(), Config()) == []
-    assert differences(Config(), Config(batch_size=64)) == ["--batch-size was 128, now 64"]
+    assert differences(Config(), Config(batch_size=32)) == ["--batch-size was 64, now 32"]
 
 
 def test_the_last_step_takes_what_is_left():

@@ -48,8 +48,9 @@ def test_first_step_golden_values(digits, key, config, loss, gradient_norm, upda
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_a_step_is_plain_adam_on_the_mean_loss(digits, key, decay):
     """One step against the same written out without micro-batches, weights or sums."""
-    config = Config(dataset="digits", shift=0, schedule="constant", learning_rate=1e-3)
-    config = dataclasses.replace(config, weight_decay=decay, batch_size=128)
+    config = reference_config(
+        dataset="digits", input_size=22, batch_size=128, adam_epsilon=1e-8, weight_decay=decay
+    )
     state = create(key, config)
     batch = first_batch(digits, config.batch_size)
 
@@ -73,6 +74,30 @@ def test_a_step_is_plain_adam_on_the_mean_loss(digits, key, decay):
         clear = np.abs(gradient) > 1e-5
         assert clear.any()
         np.testing.assert_allclose(ours[clear], plain[clear], rtol=0, atol=1e-6)
+
+
+def test_muon_takes_orthogonal_steps_and_leaves_biases_to_adam(digits, key):
+    """Newton-Schulz brings the singular values near 1, not to it: see optax's `muon`.
+
+    Its Adam has Nesterov's momentum, whose first step is longer.
+    """
+    config = Config(dataset="digits", optimizer="muon", schedule="constant", learning_rate=1e-3)
+    state = create(key, config)
+    batch = first_batch(digits, config.batch_size)
+    step = jax.jit(train.train_step, static_argnames="config")
+    after, _ = step(state, batch, key, config=config)
+    config = dataclasses.replace(config, optimizer="adam")
+    adam, _ = step(create(key, config), batch, key, config=config)
+    for layer, leaves in after.params.items():
+        nesterov = 1 + 0.9 * (1 - 0.9) / (1 - 0.9**2)
+        expected = nesterov * adam.params[layer]["bias"]
+        np.testing.assert_allclose(leaves["bias"], expected, rtol=1e-5)
+        update = leaves["kernel"] - state.params[layer]["kernel"]
+        matrix = np.asarray(update).reshape((-1, update.shape[-1]))
+        wide = max(1, matrix.shape[1] / matrix.shape[0]) ** 0.5
+        values = np.linalg.svd(matrix, compute_uv=False) / (1e-3 * wide)
+        assert 0.4 < np.median(values) < 1.3
+        assert values.max() < 1.4
 
 
 def test_an_accelerators_path_gives_the_same_gradients(digits, key, config, monkeypatch):
