@@ -33,7 +33,6 @@ WITHOUT_DEFAULT = {
     "whole 28x28 image": ("--input-size", "28"),
     "Adam, rate up to 6e-3": ("--optimizer", "adam", "--learning-rate", "6e-3"),
     "constant rate of 1e-3": ("--schedule", "constant", "--learning-rate", "1e-3"),
-    "batch 128": ("--batch-size", "128"),
     "no shift": ("--shift", "0"),
     "no weight decay": ("--weight-decay", "0"),
 }
@@ -43,8 +42,6 @@ WITHOUT_BEST = {
     "no zoom": ("--zoom", "0"),
     "no shear": ("--shear", "0"),
     "no bends": ("--elastic", "0"),
-    "no shift": ("--shift", "0"),
-    "no weight decay": ("--weight-decay", "0"),
 }
 
 
@@ -59,9 +56,9 @@ def main() -> None:
     best = ("--preset", "best", "--num-seeds", str(options.best_seeds))
     best = (*best, "--epochs", str(options.best_epochs))
     tables = {
-        "path": rows(trainer, "path", cumulative(PATH), seeds, against="previous"),
-        "default_without": rows(trainer, "default", WITHOUT_DEFAULT, seeds, against="first"),
-        "best_without": rows(trainer, "best", WITHOUT_BEST, best, against="first"),
+        "path": rows(trainer, cumulative(PATH), seeds, against="previous"),
+        "default_without": rows(trainer, WITHOUT_DEFAULT, seeds, against="first"),
+        "best_without": rows(trainer, WITHOUT_BEST, best, against="first"),
     }
     store("ablation", provenance() | tables, options.output)
     draw(tables, options.output)
@@ -83,16 +80,12 @@ def cumulative(steps: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 
 def rows(
     trainer: runs.Runs,
-    table: str,
     changes: dict[str, tuple[str, ...]],
     common: tuple[str, ...],
     against: str,
 ) -> list[dict[str, Any]]:
     """Each row's accuracy, and its difference from the previous or from the first row."""
-    workdirs = {}
-    for name, flags in changes.items():
-        slug = "".join(c if c.isalnum() else "_" for c in f"{table}_{name}")
-        workdirs[name] = trainer.train(f"ablation/{slug}", *common, *flags)
+    workdirs = {name: trainer.train(*common, *flags) for name, flags in changes.items()}
     names = list(workdirs)
     found = []
     for index, name in enumerate(names):

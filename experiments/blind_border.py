@@ -26,11 +26,11 @@ SIZE = 28
 
 def main() -> None:
     """Measures, stores and draws."""
-    options = runs.arguments(__doc__, seeds=20).parse_args()
+    options = runs.arguments(__doc__, seeds=10).parse_args()
     trainer = runs.Runs(options)
     flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
-    whole = trainer.train("reference", *flags)
-    centre = trainer.train("reference_22", *flags, "--input-size", "22")
+    whole = trainer.train(*flags)
+    centre = trainer.train(*flags, "--input-size", "22")
 
     dataset = load_dataset(options.dataset)
     params = jax.tree.map(lambda leaf: leaf[0], load_trained(whole).params)

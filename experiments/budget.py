@@ -41,7 +41,7 @@ def main() -> None:
 
 def by_epochs(trainer: runs.Runs, epochs: int, seeds: int) -> dict[str, Any]:
     """All images, so many epochs."""
-    return point(trainer, f"epochs_{epochs}", epochs, seeds) | {"epochs": epochs}
+    return point(trainer, epochs, seeds) | {"epochs": epochs}
 
 
 def by_images(trainer: runs.Runs, images: int, seeds: int) -> dict[str, Any]:
@@ -53,14 +53,14 @@ def by_images(trainer: runs.Runs, images: int, seeds: int) -> dict[str, Any]:
     steps_per_epoch = -(-images // default.batch_size)
     epochs = max(1, round(default.total_steps / steps_per_epoch))
     flags = ("--validation-fraction", str(held_out)) if images < total else ()
-    return point(trainer, f"images_{images}", epochs, seeds, *flags) | {"images": images}
+    return point(trainer, epochs, seeds, *flags) | {"images": images}
 
 
-def point(trainer: runs.Runs, name: str, epochs: int, seeds: int, *flags: str) -> dict[str, Any]:
+def point(trainer: runs.Runs, epochs: int, seeds: int, *flags: str) -> dict[str, Any]:
     """The scores of one run, evaluated at its end only."""
     often = ("--eval-every", str(epochs), "--checkpoint-every", str(epochs))
     count = ("--epochs", str(epochs), "--num-seeds", str(seeds))
-    summary = runs.summary(trainer.train(f"budget/{name}", *count, *often, *flags))
+    summary = runs.summary(trainer.train(*count, *often, *flags))
     return {name: summary[name] for name in ("config", "environment", "test_accuracy", "test_loss")}
 
 

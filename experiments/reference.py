@@ -27,7 +27,7 @@ def main() -> None:
     """Trains, stores and draws both distributions."""
     options = runs.arguments(__doc__, seeds=20).parse_args()
     flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
-    summary = runs.summary(runs.Runs(options).train("reference", *flags))
+    summary = runs.summary(runs.Runs(options).train(*flags))
     scores = {
         "paper": {name: summary[name]["per_seed"] for name in TUTORIAL},
         "notebook": notebook(options.dataset, options.seeds),

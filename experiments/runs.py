@@ -1,10 +1,11 @@
-"""Runs of the main command for the experiments, each in its own workdir.
+"""Runs of the main command for the experiments.
 
-A finished run is not repeated and a stopped one goes on, so an experiment that was cut off
-takes up where it was.
+A finished run is not repeated, whichever experiment asks for it, and a stopped one goes on.
 """
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from provenance import RESULTS
 
 from mnist_flax.compare import compare_runs
+from mnist_flax.run import parse
 
 # Not kept in git; the results are.
 FOLDER = Path(__file__).parent.parent / "runs"
@@ -32,15 +34,18 @@ def arguments(description: str | None, seeds: int) -> argparse.ArgumentParser:
 
 
 class Runs:
-    """The runs of an experiment, in one folder and on one data set."""
+    """The runs of all experiments on one data set, each in a workdir named by its config."""
 
     def __init__(self, options: argparse.Namespace):
         self.folder, self.dataset = options.runs, options.dataset
 
-    def train(self, name: str, *flags: str) -> Path:
-        """Trains the run called `name`, or finds it finished; returns its workdir."""
-        workdir = self.folder / name
-        command = ["mnist_flax.run", "--workdir", str(workdir), "--dataset", self.dataset, *flags]
+    def train(self, *flags: str) -> Path:
+        """Trains with those flags, or finds that done already; returns the workdir."""
+        flags = ("--dataset", self.dataset, *flags)
+        config = json.dumps(dataclasses.asdict(parse(flags).config))
+        workdir = self.folder / hashlib.sha256(config.encode()).hexdigest()[:12]
+        command = ["mnist_flax.run", "--workdir", str(workdir), *flags]
+        print("python -m", *command, flush=True)
         subprocess.run([sys.executable, "-m", *command], check=True)
         return workdir
 

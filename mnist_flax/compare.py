@@ -61,9 +61,13 @@ def compare_runs(
 ) -> dict[str, Any]:
     """`compare` for the test images of two workdirs, with what each of them is.
 
+    Where they share seeds, two or more, only those are compared, in pairs.
+
     Raises:
       UserError: one holds no trained run, or they are not of the same data set.
     """
+    import numpy as np
+
     from mnist_flax.data import load_dataset
     from mnist_flax.trained import load_trained
 
@@ -74,11 +78,18 @@ def compare_runs(
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     images, labels = load_dataset(names[0], data_dir, manual_dir, log=say).test
     seeds = [list(range(run.config.seed, run.config.seed + run.config.num_seeds)) for run in runs]
-    logits = [run.logits(images) for run in runs]
+    shared = sorted(set(seeds[0]) & set(seeds[1]))
+    paired = len(shared) > 1
+    if paired:
+        seeds = [shared, shared]
+    logits = [
+        run.logits(images)[np.array(used) - run.config.seed]
+        for run, used in zip(runs, seeds, strict=True)
+    ]
     return {
         "a": {"workdir": str(a), "step": runs[0].step, "seeds": seeds[0]},
         "b": {"workdir": str(b), "step": runs[1].step, "seeds": seeds[1]},
-        **compare(logits[0], logits[1], labels, paired=seeds[0] == seeds[1]),
+        **compare(logits[0], logits[1], labels, paired),
     }
 
 

@@ -101,6 +101,21 @@ def test_the_command_agrees_with_the_runs_own_summary(small_run, tmp_path, capsy
     assert f"2 seeds  {tmp_path}" in text
 
 
+def test_only_the_seeds_that_both_have_are_compared(tmp_path):
+    workdirs = []
+    for name, seed, count in (("a", 0, 3), ("b", 1, 4), ("c", 3, 2)):
+        workdirs.append(tmp_path / name)
+        flags = ("--num-seeds", str(count), "--seed", str(seed), "--epochs", "2")
+        assert run.main(["--workdir", str(workdirs[-1]), *SMALL[:2], *flags]) == 0
+    result = compare.compare_runs(*workdirs[:2])
+    assert result["paired"]
+    assert result["a"]["seeds"] == result["b"]["seeds"] == [1, 2]
+    assert result["difference"] == 0  # the same config and the same seeds
+    others = compare.compare_runs(workdirs[0], workdirs[2])
+    assert not others["paired"]
+    assert (others["a"]["seeds"], others["b"]["seeds"]) == ([0, 1, 2], [3, 4])
+
+
 def test_what_cannot_be_compared_is_refused_in_one_line(small_run, tmp_path, capsys):
     begun, other = tmp_path / "begun", tmp_path / "other"
     stored = json.loads((small_run / "config.json").read_text())

@@ -125,6 +125,11 @@ def test_the_experiments_run_from_training_to_picture(tmp_path):
     assert "finished already" in run("reference.py", "--seeds=2", *common)
     reference = json.loads((tmp_path / "reference.json").read_text())
     border = json.loads((tmp_path / "blind_border.json").read_text())
+    run("accuracy.py", "--preset=reference", "--seeds=2", *common)
+    accuracy = json.loads((tmp_path / "accuracy_reference.json").read_text())
+    assert (
+        accuracy["test_accuracy"] == reference["paper"]["test_accuracy"] | accuracy["test_accuracy"]
+    )
     for variant in ("paper", "notebook"):
         assert len(reference[variant]["test_accuracy"]["per_seed"]) == 2
     assert border["blind_rows"] == border["blind_columns"] == [22, 23, 24, 25, 26, 27]
@@ -164,8 +169,9 @@ def test_a_budget_of_images_keeps_them_and_the_number_of_steps(tmp_path, monkeyp
     class Trainer:
         dataset = "mnist"
 
-        def train(self, name, *flags):
-            configs[name] = parse(["--dataset", "mnist", *flags, "--workdir", "w"]).config
+        def train(self, *flags):
+            config = parse(["--dataset", "mnist", *flags, "--workdir", "w"]).config
+            configs[config.train_examples] = config
             return tmp_path
 
     monkeypatch.setattr(budget.runs, "summary", lambda _: dict.fromkeys(
@@ -173,7 +179,6 @@ def test_a_budget_of_images_keeps_them_and_the_number_of_steps(tmp_path, monkeyp
     ))  # fmt: skip
     for images in budget.IMAGES:
         budget.by_images(Trainer(), images, 2)
-        config = configs[f"budget/images_{images}"]
-        assert config.train_examples == images
+        config = configs[images]
         assert config.total_steps == pytest.approx(PRESETS["default"].total_steps, rel=0.01)
         assert config.num_seeds == 2
