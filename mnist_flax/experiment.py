@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mnist_flax import __version__, checkpoint, report, train, workdir
+from mnist_flax import __version__, checkpoint, report, workdir
 from mnist_flax.checkpoint import Checkpointer
 from mnist_flax.config import Config
 from mnist_flax.data import load_dataset
+from mnist_flax.optimizer import learning_rate
 from mnist_flax.programs import Programs, compile_programs
 from mnist_flax.spread import figure, mean_of, percent
 from mnist_flax.train import TrainState
@@ -205,7 +206,7 @@ def _require_finite(what: str, values: np.ndarray, step: int, run: Run) -> None:
     if not bad.size:
         return
     whose = f" of seed {run.config.seed + bad[0]}" if len(values) > 1 else ""
-    rate = float(train.learning_rate(jnp.int32(step - 1), run.config))
+    rate = float(learning_rate(jnp.int32(step - 1), run.config))
     latest = run.checkpointer.latest
     kept = f"the last good checkpoint is {latest.step}" if latest else "there is no checkpoint yet"
     raise Diverged(

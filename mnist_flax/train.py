@@ -6,18 +6,17 @@ step goes on exactly as if it had never stopped.
 
 import functools
 import math
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from jax import lax
 
 from mnist_flax import model
 from mnist_flax.augment import augment, to_unit, window
 from mnist_flax.config import Config
+from mnist_flax.optimizer import optimizer
 
 # What `fold_in` derives from the seed's key. New streams get new numbers.
 INIT_STREAM, ORDER_STREAM, AUGMENT_STREAM = range(3)
@@ -51,49 +50,6 @@ def create_state(key: jax.Array, config: Config) -> TrainState:
         params=params,
         opt_state=optimizer(config).init(params),
         epoch_loss=jnp.zeros((), jnp.float32),
-    )
-
-
-def learning_rate(step: jax.typing.ArrayLike, config: Config) -> jax.Array:
-    """The learning rate, float32 [], of the update that follows `step` updates."""
-    peak = jnp.float32(config.learning_rate)
-    if config.schedule == "constant":
-        return peak
-    rise = max(1.0, config.warmup_fraction * config.total_steps)
-    fall = max(1.0, config.total_steps - rise)
-    now = jnp.asarray(step, jnp.float32)
-    return peak * jnp.minimum((now + 1) / rise, (config.total_steps - now) / fall).clip(0, 1)
-
-
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Muon for the kernels and Nesterov's Adam for the biases; or AdamW for all.
-
-    Muon: https://kellerjordan.github.io/posts/muon. AdamW, which is Adam without a decay:
-    https://arxiv.org/abs/1711.05101.
-    """
-    rate = functools.partial(learning_rate, config=config)
-    decay, epsilon = config.weight_decay, config.adam_epsilon
-    if config.optimizer == "adam":
-        return optax.adamw(rate, config.adam_b1, config.adam_b2, epsilon, weight_decay=decay)
-    return optax.contrib.muon(
-        rate,
-        eps=epsilon,
-        weight_decay=decay,
-        adam_b1=config.adam_b1,
-        adam_b2=config.adam_b2,
-        muon_weight_dimension_numbers=_as_matrices,
-    )
-
-
-def _as_matrices(params: model.Params) -> Any:
-    """Each kernel as a matrix from all that an output sees to the outputs; None for biases."""
-    return jax.tree.map(
-        lambda leaf: (
-            optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
-            if leaf.ndim > 1
-            else None
-        ),
-        params,
     )
 
 

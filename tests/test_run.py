@@ -10,7 +10,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from mnist_flax import run, train
+from mnist_flax import optimizer, run
 from mnist_flax.config import PRESETS
 from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
 
@@ -213,9 +213,9 @@ def test_sigterm_before_the_training_stops_too(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     tmp_path, capsys, monkeypatch
 ):
-    good = train.learning_rate
+    good = optimizer.learning_rate
     bad = lambda step, config: jnp.where(step > 30, jnp.nan, good(step, config))  # noqa: E731
-    monkeypatch.setattr(train, "learning_rate", bad)
+    monkeypatch.setattr(optimizer, "learning_rate", bad)
     # A seed of its own, so that no program compiled with the good rate is used.
     assert run.main(["--workdir", str(tmp_path), *SMALL, "--seed", "99"]) == 1
     message = capsys.readouterr().err

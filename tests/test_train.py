@@ -1,6 +1,5 @@
 """The pure training functions: golden values, determinism, and that no image is lost."""
 
-import dataclasses
 import functools
 
 import jax
@@ -74,30 +73,6 @@ def test_a_step_is_plain_adam_on_the_mean_loss(digits, key, decay):
         clear = np.abs(gradient) > 1e-5
         assert clear.any()
         np.testing.assert_allclose(ours[clear], plain[clear], rtol=0, atol=1e-6)
-
-
-def test_muon_takes_orthogonal_steps_and_leaves_biases_to_adam(digits, key):
-    """Newton-Schulz brings the singular values near 1, not to it: see optax's `muon`.
-
-    Its Adam has Nesterov's momentum, whose first step is longer.
-    """
-    config = Config(dataset="digits", optimizer="muon", schedule="constant", learning_rate=1e-3)
-    state = create(key, config)
-    batch = first_batch(digits, config.batch_size)
-    step = jax.jit(train.train_step, static_argnames="config")
-    after, _ = step(state, batch, key, config=config)
-    config = dataclasses.replace(config, optimizer="adam")
-    adam, _ = step(create(key, config), batch, key, config=config)
-    for layer, leaves in after.params.items():
-        nesterov = 1 + 0.9 * (1 - 0.9) / (1 - 0.9**2)
-        expected = nesterov * adam.params[layer]["bias"]
-        np.testing.assert_allclose(leaves["bias"], expected, rtol=1e-5)
-        update = leaves["kernel"] - state.params[layer]["kernel"]
-        matrix = np.asarray(update).reshape((-1, update.shape[-1]))
-        wide = max(1, matrix.shape[1] / matrix.shape[0]) ** 0.5
-        values = np.linalg.svd(matrix, compute_uv=False) / (1e-3 * wide)
-        assert 0.4 < np.median(values) < 1.3
-        assert values.max() < 1.4
 
 
 def test_an_accelerators_path_gives_the_same_gradients(digits, key, config, monkeypatch):
@@ -187,28 +162,3 @@ def test_evaluation_counts_every_image_once(digits, key, config, count):
     assert float(sums["count"]) == count
     assert float(sums["correct"]) == int((logits.argmax(-1) == labels).sum())
     np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-5)
-
-
-def test_triangular_schedule_rises_to_the_peak_and_falls_towards_zero():
-    config = Config(dataset="digits", epochs=50, learning_rate=0.5, warmup_fraction=0.2)
-    rates = np.array([train.learning_rate(step, config) for step in range(config.total_steps)])
-    peak = rates.argmax()
-    assert rates.max() == 0.5
-    assert abs(peak - 0.2 * config.total_steps) <= 1
-    assert rates[0] > 0
-    assert rates[-1] > 0
-    assert rates[-1] < 0.01
-    np.testing.assert_allclose(np.diff(rates[:peak]), rates[0], rtol=1e-3)
-    np.testing.assert_allclose(np.diff(rates[peak + 1 :]), -rates[-1], rtol=1e-3)
-    constant = dataclasses.replace(config, schedule="constant")
-    assert {float(train.learning_rate(step, constant)) for step in (0, 300, 599)} == {0.5}
-
-
-@pytest.mark.parametrize("warmup_fraction", [0.0, 1.0])
-def test_triangular_schedule_without_rise_or_fall(warmup_fraction):
-    config = Config(dataset="digits", learning_rate=0.5, warmup_fraction=warmup_fraction)
-    rates = np.array([train.learning_rate(step, config) for step in range(config.total_steps)])
-    ordered = np.sort(rates) if warmup_fraction else np.sort(rates)[::-1]
-    np.testing.assert_array_equal(rates, ordered)
-    assert rates.max() == 0.5
-    assert rates.min() > 0

@@ -1,0 +1,120 @@
+"""The schedule, and Muon against its definition and against optax's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+from mnist_flax import model
+from mnist_flax.config import Config
+from mnist_flax.optimizer import NEWTON_SCHULZ, ROUNDS, learning_rate, optimizer, orthogonal
+
+SHAPES = [(3, 3, 64, 64), (3, 3, 1, 64), (64, 64), (64, 32), (32, 10), (4, 30)]
+
+
+def test_triangular_schedule_rises_to_the_peak_and_falls_towards_zero():
+    config = Config(dataset="digits", epochs=50, learning_rate=0.5, warmup_fraction=0.2)
+    rates = np.array([learning_rate(step, config) for step in range(config.total_steps)])
+    peak = rates.argmax()
+    assert rates.max() == 0.5
+    assert abs(peak - 0.2 * config.total_steps) <= 1
+    assert rates[0] > 0
+    assert rates[-1] > 0
+    assert rates[-1] < 0.01
+    np.testing.assert_allclose(np.diff(rates[:peak]), rates[0], rtol=1e-3)
+    np.testing.assert_allclose(np.diff(rates[peak + 1 :]), -rates[-1], rtol=1e-3)
+    constant = dataclasses.replace(config, schedule="constant")
+    assert {float(learning_rate(step, constant)) for step in (0, 300, 599)} == {0.5}
+
+
+@pytest.mark.parametrize("warmup_fraction", [0.0, 1.0])
+def test_triangular_schedule_without_rise_or_fall(warmup_fraction):
+    config = Config(dataset="digits", learning_rate=0.5, warmup_fraction=warmup_fraction)
+    rates = np.array([learning_rate(step, config) for step in range(config.total_steps)])
+    ordered = np.sort(rates) if warmup_fraction else np.sort(rates)[::-1]
+    np.testing.assert_array_equal(rates, ordered)
+    assert rates.max() == 0.5
+    assert rates.min() > 0
+
+
+def by_the_book(update):
+    """Newton-Schulz as Muon's author writes it, in float64."""
+    matrix = np.asarray(update, np.float64).reshape((-1, update.shape[-1])).T
+    scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    matrix = matrix.T if tall else matrix
+    matrix = matrix / np.linalg.norm(matrix)
+    for _ in range(ROUNDS):
+        gram = matrix @ matrix.T
+        matrix = a * matrix + (b * gram + c * gram @ gram) @ matrix
+    matrix = matrix.T if tall else matrix
+    return (scale * matrix).T.reshape(update.shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonal_is_newton_schulz_by_the_book(key, shape):
+    scales = np.linspace(0.1, 1, shape[-1], dtype=np.float32)
+    update = np.asarray(jax.random.normal(key, shape)) * scales
+    found = jax.jit(orthogonal)(update)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, by_the_book(update), atol=2e-5)
+    values = np.linalg.svd(np.asarray(found).reshape((-1, shape[-1])), compute_uv=False)
+    wide = max(1, shape[-1] / (update.size / shape[-1])) ** 0.5
+    assert 0.4 < values.min() / wide <= values.max() / wide < 1.25
+
+
+def test_nothing_to_learn_moves_nothing():
+    assert not orthogonal(jnp.zeros((64, 32))).any()
+
+
+def test_muon_is_optaxs_but_for_the_biases(key):
+    """Optax gives its momentum a start-up correction, so the first steps differ a little."""
+    config = Config(dataset="digits", schedule="constant", learning_rate=1e-3, weight_decay=0.5)
+    ours = optimizer(config)
+    theirs = optax.contrib.muon(
+        1e-3,
+        weight_decay=0.5,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(
+            lambda x: (
+                optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+                if x.ndim > 1
+                else None
+            ),
+            params,
+        ),
+    )
+    params = model.init(key, 22)
+
+    def last_update(tool):
+        def step(index, carried):
+            step_key = jax.random.fold_in(key, index)
+            gradients = jax.tree.map(
+                lambda x: 0.3 * jax.random.normal(step_key, x.shape) + x, params
+            )
+            with jax.numpy_dtype_promotion("standard"):
+                return tool.update(gradients, carried[1], params)
+
+        start = (jax.tree.map(jnp.zeros_like, params), tool.init(params))
+        return jax.jit(lambda: jax.lax.fori_loop(0, 100, step, start))()[0]
+
+    ours, theirs = last_update(ours), last_update(theirs)
+    for layer in params:
+        mine, other = ours[layer]["kernel"], theirs[layer]["kernel"]
+        assert jnp.linalg.norm(mine - other) < 0.03 * jnp.linalg.norm(other)
+
+
+def test_biases_take_adams_steps_without_decay(key):
+    config = Config(dataset="digits", schedule="constant", learning_rate=1e-3)
+    params = {"Dense_0": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
+    gradients = jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
+    adam = optax.adam(1e-3, eps=config.adam_epsilon)
+    with jax.numpy_dtype_promotion("standard"):
+        found, _ = optimizer(config).update(gradients, optimizer(config).init(params), params)
+        expected, _ = adam.update(gradients, adam.init(params))
+    ours, theirs = (tree["Dense_0"]["bias"] for tree in (found, expected))  # pyright: ignore
+    assert jnp.allclose(ours, theirs, rtol=1e-6)
