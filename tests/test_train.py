@@ -29,7 +29,7 @@ def first_batch(dataset, size):
 # mathematics of the network, its initial values, the augmentation or the optimizer; say so in
 # the commit.
 GOLDEN = {
-    "default": (Config(dataset="digits"), 2.3038716, 0.18853995, 0.08929963),
+    "default": (Config(dataset="digits"), 2.3078651, 0.2534478, 0.009387022),
     "reference": (reference_config(dataset="digits"), 2.3034985, 0.25316244, 0.26294147),
 }
 
@@ -109,7 +109,8 @@ def test_two_runs_of_the_jitted_steps_are_bit_identical(digits, key, config):
     assert digest(steps(config, digits, other, create(other, config), 6)) != runs[0]
 
 
-def test_dividing_an_epoch_changes_no_bit(digits, key, config):
+def test_dividing_an_epoch_changes_no_bit(digits, key):
+    config = Config(dataset="digits", batch_size=128)
     assert config.steps_per_epoch == 12
     whole = steps(config, digits, key, create(key, config), 12, 3)
     parts = steps(config, digits, key, create(key, config), 1, 4, 7, 1, 2)
