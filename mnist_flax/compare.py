@@ -111,8 +111,8 @@ def compare(a: Any, b: Any, labels: Any, paired: bool) -> dict[str, Any]:
     import numpy as np
     from scipy import stats
 
+    from mnist_flax.inference import probabilities
     from mnist_flax.spread import figure
-    from mnist_flax.trained import probabilities
 
     right = [(logits.argmax(axis=-1) == labels).astype(np.float64) for logits in (a, b)]
     accuracy = [hits.mean(axis=1) for hits in right]

@@ -13,18 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 import psutil
-from jax import lax, stages
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax import stages
+from jax.sharding import Mesh, NamedSharding
 
-from mnist_flax import train
+from mnist_flax import inference, seeds, train
 from mnist_flax.config import Config, UserError
 from mnist_flax.data import Dataset
 from mnist_flax.train import TrainState
-
-# On accelerators so many seeds are computed side by side. On CPU one after the other: a
-# single one keeps the cores busy, and its patches the cache.
-SEEDS_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,43 +42,41 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
     Raises:
       UserError: so many seeds do not fit into memory.
     """
-    mesh = seed_mesh(config.num_seeds)
-    key, zero = jax.device_put(_keys(config), NamedSharding(mesh, _spec(config))), np.int32(0)
-    everywhere = NamedSharding(mesh, P())
-    training = jax.device_put(dataset.train, everywhere)
-    splits = {"test": jax.device_put(dataset.test, everywhere)}
+    mesh = seeds.seed_mesh(config.num_seeds)
+    divided, shared = seeds.by_seed(config, mesh), seeds.shared(mesh)
+    key, zero = jax.device_put(seeds.keys(config), divided), np.int32(0)
+    training = jax.device_put(dataset.train, shared)
+    splits = {"test": dataset.test}
     if config.validation_fraction:
-        splits["validation"] = jax.device_put(dataset.validation, everywhere)
-    over_seeds = functools.partial(_over_seeds, config=config, mesh=mesh)
+        splits["validation"] = dataset.validation
+    images = {name: jax.device_put(split[0], shared) for name, split in splits.items()}
+    over_seeds = functools.partial(seeds.over_seeds, config=config, mesh=mesh)
 
     # One at a time, for the compiler uses all cores; the next is traced meanwhile. Training
     # does not wait for the evaluation, which compiles beside the first steps.
     pool = ThreadPoolExecutor(max_workers=1)
     lowered_state = over_seeds(train.create_state, (0,)).lower(key)
-    create_state = pool.submit(_compile, lowered_state)
+    create_state = pool.submit(seeds.compile_lowered, lowered_state)
     lowered_order = over_seeds(train.epoch_order, (0, None)).lower(key, zero)
-    epoch_order = pool.submit(_compile, lowered_order)
-    like, order = (
-        _abstract(lowered, NamedSharding(mesh, _spec(config)))
-        for lowered in (lowered_state, lowered_order)
-    )
+    epoch_order = pool.submit(seeds.compile_lowered, lowered_order)
+    like, order = (_abstract(lowered, divided) for lowered in (lowered_state, lowered_order))
     steps = over_seeds(train.train_steps, (0, None, None, 0, 0, None), donate=(0,))
-    train_steps = pool.submit(_compile, steps.lower(like, *training, order, key, zero))
-    scoring = over_seeds(train.evaluate, (0, None, None))
-    evaluators = {
-        name: pool.submit(lambda split: _compile(scoring.lower(like.params, *split)), split)
-        for name, split in splits.items()
+    train_steps = pool.submit(seeds.compile_lowered, steps.lower(like, *training, order, key, zero))
+    predict = over_seeds(inference.predict_logits, (0, None))
+    predictors = {
+        name: pool.submit(lambda x: seeds.compile_lowered(predict.lower(like.params, x)), x)
+        for name, x in images.items()
     }
     pool.shutdown(wait=False)
 
     def evaluate(state: TrainState) -> dict[str, np.ndarray]:
-        scores: dict[str, np.ndarray] = {}
-        for name, split in splits.items():
-            sums = jax.device_get(evaluators[name].result()(state.params, *split))
-            count = np.atleast_1d(sums["count"]).astype(np.float64)
-            scores[f"{name}_loss"] = np.atleast_1d(sums["loss"]) / count
-            scores[f"{name}_accuracy"] = np.atleast_1d(sums["correct"]) / count
-        return scores
+        found: dict[str, np.ndarray] = {}
+        for name, (_, labels) in splits.items():
+            logits = np.asarray(predictors[name].result()(state.params, images[name]))
+            logits = logits.reshape((config.num_seeds, -1, logits.shape[-1]))
+            for score, values in inference.scores(logits, labels).items():
+                found[f"{name}_{score}"] = values
+        return found
 
     create_state, epoch_order, train_steps = (
         future.result() for future in (create_state, epoch_order, train_steps)
@@ -98,76 +91,12 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
     )
 
 
-def seed_mesh(num_seeds: int) -> Mesh:
-    """As many of the devices as can share `num_seeds` equally; for one seed, the first."""
-    devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)
-    return jax.make_mesh((count,), ("seed",), (AxisType.Auto,), devices=devices[:count])
-
-
-def _keys(config: Config) -> jax.Array:
-    if config.num_seeds == 1:
-        return jax.random.key(config.seed)
-    seeds = np.arange(config.seed, config.seed + config.num_seeds, dtype=np.uint32)
-    return jax.vmap(jax.random.key)(seeds)
-
-
-def _spec(config: Config) -> P:
-    """Where the states of the seeds are: divided over the devices."""
-    return P("seed") if config.num_seeds > 1 else P()
-
-
-def _over_seeds(
-    function: Callable[..., Any],
-    in_axes: tuple[int | None, ...],
-    config: Config,
-    mesh: Mesh,
-    donate: tuple[int, ...] = (),
-) -> stages.Wrapped:
-    """The function of a single seed, jitted; with several seeds mapped over them.
-
-    Args:
-      function: takes arrays, and `config` by name.
-      in_axes: as in `jax.vmap`: 0 for what each seed has its own of.
-    """
-    single = functools.partial(function, config=config)
-    if config.num_seeds == 1:
-        return jax.jit(single, donate_argnums=donate)
-    at_once = min(SEEDS_AT_ONCE, config.num_seeds // mesh.size)
-
-    def each(*arguments: Any) -> Any:
-        def one(own: list[Any]) -> Any:
-            owned = iter(own)
-            return single(
-                *(
-                    next(owned) if axis == 0 else shared
-                    for axis, shared in zip(in_axes, arguments, strict=True)
-                )
-            )
-
-        own = [x for axis, x in zip(in_axes, arguments, strict=True) if axis == 0]
-        return lax.map(one, own, batch_size=None if _on_cpu() else at_once)
-
-    specs = tuple(P("seed") if axis == 0 else P() for axis in in_axes)
-    mapped = jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=P("seed"), check_vma=False)
-    return jax.jit(mapped, donate_argnums=donate)
-
-
-def _compile(lowered: stages.Lowered) -> stages.Compiled:
-    # On CPU level 1 compiles in two thirds of the time of level 3, to programs as fast.
-    return lowered.compile({"xla_backend_optimization_level": "1"} if _on_cpu() else None)
-
-
 def _abstract(lowered: stages.Lowered, sharding: NamedSharding) -> Any:
     """The shapes, dtypes and placement of a program's result."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         lowered.out_info,
     )
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _require_memory(train_steps: stages.Compiled, mesh: Mesh, config: Config) -> None:
@@ -178,7 +107,7 @@ def _require_memory(train_steps: stages.Compiled, mesh: Mesh, config: Config) ->
     # Not all of the output, for the donated state's memory is used again.
     output = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + output
-    if _on_cpu():
+    if seeds.on_cpu():
         # Virtual devices share the memory, and saving copies the state.
         needed = (needed + sizes.output_size_in_bytes) * mesh.size
         there = _free_memory()

@@ -1,4 +1,4 @@
-"""Training and evaluation as pure functions over pytrees.
+"""Training as pure functions over pytrees.
 
 All randomness comes from `(key, step)` and `(key, epoch)`, so a state restored from any
 step goes on exactly as if it had never stopped.
@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from mnist_flax import model
-from mnist_flax.augment import augment, to_unit, window
+from mnist_flax.augment import augment, to_unit
 from mnist_flax.config import Config
 from mnist_flax.optimizer import optimizer
 
@@ -25,7 +25,6 @@ INIT_STREAM, ORDER_STREAM, AUGMENT_STREAM = range(3)
 # patches stay in the cache, a tenth faster on two cores, and memory does not grow with the
 # batch.
 CPU_MICRO_BATCH = 64
-EVAL_BATCH = 200
 
 Metrics = dict[str, jax.Array]
 
@@ -157,27 +156,6 @@ def train_steps(
         return train_step(state, batch, key, config)[0]
 
     return lax.fori_loop(0, num_steps, body, state)
-
-
-def eval_step(params: model.Params, batch: dict[str, jax.Array], config: Config) -> Metrics:
-    """Summed `loss` and numbers of `correct` and of all (`count`) examples of a batch."""
-    logits = model.apply(params, to_unit(window(batch["images"], config)), config.precision)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    hits = (logits.argmax(axis=-1) == batch["labels"]).astype(jnp.float32)
-    return {
-        "loss": jnp.sum(batch["weights"] * losses),
-        "correct": jnp.sum(batch["weights"] * hits),
-        "count": jnp.sum(batch["weights"]),
-    }
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def evaluate(params: model.Params, images: jax.Array, labels: jax.Array, config: Config) -> Metrics:
-    """`eval_step` summed over all images, uint8 [count, 28, 28, 1], each counted once."""
-    batches = math.ceil(images.shape[0] / EVAL_BATCH)
-    indices = jnp.arange(batches * EVAL_BATCH, dtype=jnp.int32).reshape((batches, EVAL_BATCH))
-    sums = lax.map(lambda i: eval_step(params, take_batch(images, labels, i), config), indices)
-    return jax.tree.map(jnp.sum, sums)
 
 
 def _summed_gradients(

@@ -1,21 +1,14 @@
 """A trained run's networks, ready to be asked: from its workdir alone, without training."""
 
 import dataclasses
-import functools
-import math
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from mnist_flax import checkpoint, model, workdir
+from mnist_flax import checkpoint, inference, model, seeds, workdir
 from mnist_flax import config as config_lib
-from mnist_flax.augment import to_unit, window
 from mnist_flax.config import Config, UserError
-
-BATCH = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +17,21 @@ class Trained:
 
     config: Config
     step: int
-    params: model.Params  # each leaf with a first axis for the seeds
+    params: model.Params  # with several seeds, each leaf has a first axis for them
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """What each network says of uint8 images [N, 28, 28, 1]: float32 [seeds, N, 10]."""
-        batches = math.ceil(len(images) / BATCH)
-        filled = np.pad(images, ((0, batches * BATCH - len(images)), (0, 0), (0, 0), (0, 0)))
-        batched = filled.reshape((batches, BATCH, *images.shape[1:]))
-        logits = np.asarray(_logits(self.params, batched, self.config))
-        return logits.reshape((len(logits), -1, model.NUM_CLASSES))[:, : len(images)]
+        """What each network says of uint8 images [N, 28, 28, 1]: float32 [seeds, N, 10].
+
+        By the program that a run evaluates by, and so to the same bits.
+        """
+        mesh = seeds.seed_mesh(self.config.num_seeds)
+        params = jax.device_put(self.params, seeds.by_seed(self.config, mesh))
+        on_device = jax.device_put(images, seeds.shared(mesh))
+        predict = seeds.over_seeds(inference.predict_logits, (0, None), self.config, mesh)
+        logits = np.asarray(
+            seeds.compile_lowered(predict.lower(params, on_device))(params, on_device)
+        )
+        return logits.reshape((self.config.num_seeds, len(images), model.NUM_CLASSES))
 
 
 def load_trained(folder: Path) -> Trained:
@@ -49,28 +48,11 @@ def load_trained(folder: Path) -> Trained:
     except UserError as error:
         raise UserError(f"{folder / workdir.CONFIG} is {error}") from error
     step, params = checkpoint.load_params(folder / workdir.CHECKPOINTS)
-    if config.num_seeds == 1:
-        params = jax.tree.map(lambda leaf: leaf[None], params)
     expected = jax.eval_shape(
         lambda: model.init(jax.random.key(0), config.input_size, config.channels)
     )
+    axis = (config.num_seeds,) if config.num_seeds > 1 else ()
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
-    if shapes != jax.tree.map(lambda x: ((config.num_seeds, *x.shape), x.dtype), expected):
+    if shapes != jax.tree.map(lambda leaf: ((*axis, *leaf.shape), leaf.dtype), expected):
         raise UserError(f"checkpoint {step} in {folder} is damaged, or of another network")
     return Trained(config, step, params)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _logits(params: model.Params, batches: jax.Array, config: Config) -> jax.Array:
-    def of_batch(params: model.Params, images: jax.Array) -> jax.Array:
-        return model.apply(params, to_unit(window(images, config)), config.precision)
-
-    def of_seed(params: model.Params) -> jax.Array:
-        return lax.map(functools.partial(of_batch, params), batches)
-
-    return lax.map(of_seed, params)
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The mean over the seeds of what logits [seeds, N, 10] make probable: [N, 10]."""
-    return np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1).mean(axis=0))

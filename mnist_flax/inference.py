@@ -1,0 +1,50 @@
+"""What a network answers about many images, and how right that is."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy import special
+
+from mnist_flax import model
+from mnist_flax.augment import to_unit, window
+from mnist_flax.config import Config
+
+BATCH = 200
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def predict_logits(params: model.Params, images: jax.Array, config: Config) -> jax.Array:
+    """Logits, float32 [N, 10], of uint8 images [N, 28, 28, 1], of which it sees the window."""
+    count = images.shape[0]
+    batches = math.ceil(count / BATCH)
+    fill = [(0, batches * BATCH - count)] + [(0, 0)] * (images.ndim - 1)
+    batched = jnp.pad(images, fill).reshape((batches, BATCH, *images.shape[1:]))
+
+    def predict(images: jax.Array) -> jax.Array:
+        return model.apply(params, to_unit(window(images, config)), config.precision)
+
+    return lax.map(predict, batched).reshape((-1, model.NUM_CLASSES))[:count]
+
+
+def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The cross-entropy of each example in nats: logits [..., N, 10] to float64 [..., N]."""
+    exact = np.asarray(logits, np.float64)
+    chosen = np.take_along_axis(exact, np.broadcast_to(labels, exact.shape[:-1])[..., None], -1)
+    return special.logsumexp(exact, axis=-1) - chosen[..., 0]
+
+
+def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The mean `loss` in nats and the `accuracy`, float64 [seeds], of logits [seeds, N, 10]."""
+    return {
+        "loss": losses(logits, labels).mean(axis=-1),
+        "accuracy": (logits.argmax(axis=-1) == labels).mean(axis=-1),
+    }
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """The mean over the seeds of what logits [seeds, N, 10] make probable: float64 [N, 10]."""
+    return special.softmax(np.asarray(logits, np.float64), axis=-1).mean(axis=0)
