@@ -81,31 +81,52 @@ def restore(checkpointer: Checkpointer, like: State) -> State | None:
         raise UserError(f"{where} cannot be read ({error}); remove it to go on") from error
 
 
-def load_params(folder: Path) -> tuple[int, Any]:
-    """The step and the `params` of the latest checkpoint, on the first device.
+def load_params(folder: Path, which: str = "latest") -> tuple[int, Any]:
+    """The step and the `params` of a checkpoint, on the first device.
 
     Only reads: a run that is writing there is not disturbed.
 
+    Args:
+      folder: of the checkpoints.
+      which: `latest`, `best` (by the accuracy on the validation split) or a step.
+
     Raises:
-      UserError: there is no checkpoint, or it cannot be read.
+      UserError: there is no such checkpoint, or it cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: nothing has been trained there")
     logging.getLogger("absl").setLevel(logging.ERROR)
     with Checkpointer(str(folder.absolute())) as checkpointer:
-        latest = checkpointer.latest
-        if latest is None:
-            raise UserError(f"{folder} holds no checkpoint yet")
-        where = f"checkpoint {latest.step} in {folder}"
+        step = _choose(checkpointer, folder, which)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
-            saved = checkpointer.metadata(latest.step).metadata
+            saved = checkpointer.metadata(step).metadata
             abstract = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved
             )
-            return latest.step, checkpointer.load(latest.step, abstract)["params"]
+            return step, checkpointer.load(step, abstract)["params"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where} cannot be read ({error})") from error
+            raise UserError(f"checkpoint {step} in {folder} cannot be read ({error})") from error
+
+
+def _choose(checkpointer: Checkpointer, folder: Path, which: str) -> int:
+    saved = {checkpoint.step: checkpoint.metrics for checkpoint in checkpointer.checkpoints}
+    if not saved:
+        raise UserError(f"{folder} holds no checkpoint yet")
+    if which == "latest":
+        return max(saved)
+    if which == "best":
+        scored = {step: metrics for step, metrics in saved.items() if metrics}
+        if not scored:
+            raise UserError(
+                f"no checkpoint in {folder} has a validation accuracy to be best by; train with "
+                "--validation-fraction, or ask for the latest"
+            )
+        return max(scored, key=lambda step: (scored[step][BEST_METRIC], step))
+    if not which.isdecimal() or int(which) not in saved:
+        steps = ", ".join(map(str, sorted(saved)))
+        raise UserError(f"there is no checkpoint {which!r} in {folder}, but best, latest, {steps}")
+    return int(which)
 
 
 def digest(tree: Any) -> str:

@@ -34,8 +34,12 @@ class Trained:
         return logits.reshape((self.config.num_seeds, len(images), model.NUM_CLASSES))
 
 
-def load_trained(folder: Path) -> Trained:
-    """The networks in a workdir's latest checkpoint.
+def load_trained(folder: Path, which: str = "latest") -> Trained:
+    """The networks in a workdir's checkpoint.
+
+    Args:
+      folder: the workdir.
+      which: as in `checkpoint.load_params`.
 
     Raises:
       UserError: there is no run, no checkpoint, or one that cannot be read.
@@ -47,7 +51,7 @@ def load_trained(folder: Path) -> Trained:
         config = config_lib.from_dict(stored)
     except UserError as error:
         raise UserError(f"{folder / workdir.CONFIG} is {error}") from error
-    step, params = checkpoint.load_params(folder / workdir.CHECKPOINTS)
+    step, params = checkpoint.load_params(folder / workdir.CHECKPOINTS, which)
     expected = jax.eval_shape(
         lambda: model.init(jax.random.key(0), config.input_size, config.channels)
     )
