@@ -53,3 +53,61 @@ class Options:
         default_factory=lambda: path_from_environment("MNIST_FLAX_MANUAL_DIR")
     )
     """Read-only folder with the four original .gz files. Default: MNIST_FLAX_MANUAL_DIR."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+
+    def action() -> int:
+        options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
+        result = evaluate_run(options)
+        print(json.dumps(result, indent=2) if options.json else describe(result))
+        return 0
+
+    return command.run_command(action)
+
+
+def evaluate_run(options: Options) -> dict[str, Any]:
+    """Everything that the command tells, as numbers.
+
+    Raises:
+      UserError: something that the user can mend.
+    """
+    if options.workdir is None:
+        raise UserError("--workdir is missing: the folder of a trained run")
+    from mnist_flax.data import load_dataset
+    from mnist_flax.metrics import assess
+    from mnist_flax.trained import load_trained
+
+    folder = options.workdir.expanduser()
+    trained = load_trained(folder, options.checkpoint)
+    own = trained.config.dataset
+    name = own if options.dataset == "as trained" else options.dataset
+    fraction = trained.config.validation_fraction
+    if options.split == "validation" and not fraction:
+        raise UserError(f"{folder} was trained without --validation-fraction: nothing is held out")
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    dataset = load_dataset(name, options.data_dir, options.manual_dir, fraction, say)
+    images, labels = getattr(dataset, options.split)
+
+    def logits(images: Any) -> Any:
+        found = trained.logits(images)
+        if options.seed_index is None:
+            return found
+        if not 0 <= options.seed_index < len(found):
+            raise UserError(
+                f"--seed-index must be from 0 to {len(found) - 1}, but is {options.seed_index}"
+            )
+        return found[options.seed_index : options.seed_index + 1]
+
+    held_out = None
+    if fraction and name == own and options.split != "validation":
+        held_out = (logits(dataset.validation[0]), dataset.validation[1])
+    return {
+        "workdir": str(folder),
+        "step": trained.step,
+        "seeds": trained.seeds if options.seed_index is None else [trained.seeds[options.seed_index]],
+        "dataset": name,
+        "split": options.split,
+        **assess(logits(images), labels, held_out),
+    }

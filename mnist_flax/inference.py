@@ -48,3 +48,23 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """The mean over the seeds of what logits [seeds, N, 10] make probable: float64 [N, 10]."""
     return special.softmax(np.asarray(logits, np.float64), axis=-1).mean(axis=0)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def sway(params: model.Params, images: jax.Array, config: Config) -> jax.Array:
+    """How much each pixel of each image sways the answer: float32 [N, 28, 28].
+
+    The size of the gradient of the loss that the network's own answer would have, scaled to a
+    largest value of 1 in each image, for otherwise the few doubtful images decide the mean.
+    """
+
+    def loss(image: jax.Array) -> jax.Array:
+        seen = window(image[None], config)
+        logits = model.apply(params, seen, config.precision)[0]
+        return logits.max() - jax.nn.logsumexp(logits)
+
+    def of_batch(images: jax.Array) -> jax.Array:
+        size = jnp.abs(jax.vmap(jax.grad(loss))(to_unit(images)))[..., 0]
+        return size / jnp.maximum(size.max(axis=(1, 2), keepdims=True), jnp.float32(1e-30))
+
+    return of_batch(images)
