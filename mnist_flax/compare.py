@@ -77,7 +77,7 @@ def compare_runs(
         raise UserError(f"{a} is of {names[0]}, {b} of {names[1]}: nothing to compare")
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     images, labels = load_dataset(names[0], data_dir, manual_dir, log=say).test
-    seeds = [list(range(run.config.seed, run.config.seed + run.config.num_seeds)) for run in runs]
+    seeds = [run.seeds for run in runs]
     shared = sorted(set(seeds[0]) & set(seeds[1]))
     paired = len(shared) > 1
     if paired:

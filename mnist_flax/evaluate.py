@@ -106,7 +106,7 @@ def evaluate_run(options: Options) -> dict[str, Any]:
     return {
         "workdir": str(folder),
         "step": trained.step,
-        "seeds": trained.seeds if options.seed_index is None else [trained.seeds[options.seed_index]],
+        "seeds": trained.seeds,
         "dataset": name,
         "split": options.split,
         **assess(logits(images), labels, held_out),

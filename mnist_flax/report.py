@@ -1,74 +1,75 @@
-"""What a person looks at: the curves, one page, and TensorBoard's event files.
-
-Made from the metrics and the summary alone; nothing here trains or evaluates.
-"""
+"""The report: one page, without any network, on how good a run is and where it fails."""
 
 import base64
 import html
-import io
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import jax
 import numpy as np
 
+from mnist_flax import metrics as metrics_lib
+from mnist_flax import plots
+from mnist_flax.inference import sway
 from mnist_flax.spread import mean_of, percent, seeds_of
+from mnist_flax.trained import Trained
+from mnist_flax.workdir import write_text
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif }}
-body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem }}
-img {{ max-width: 100% }}
-table {{ border-collapse: collapse; font-size: 90%; display: block; overflow-x: auto }}
-td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }}
-td {{ border-top: 1px solid #ddd; white-space: nowrap }}
-td.long {{ white-space: normal; overflow-wrap: anywhere }}
-</style>
-<h1>{title}</h1>
-<p>{claim}</p>
-<img alt="Loss and error rate per epoch" src="data:image/png;base64,{curves}">
-<h2>Epochs</h2>
-{epochs}
-<h2>Summary</h2>
-{summary}
-<h2>Config</h2>
-{config}
-</html>
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
+h1 { margin-bottom: 0 }
+h2 { margin-top: 2.5rem }
+.claim { font-size: 1.25rem; margin-top: .3rem }
+img { max-width: 100%; height: auto }
+.wide { overflow-x: auto }
+.wide img { min-width: 44rem }
+table { border-collapse: collapse; font-size: 90%; display: block; overflow-x: auto }
+td, th { padding: .2rem .8rem .2rem 0; text-align: right; vertical-align: top }
+td:first-child, th:first-child, td.text { text-align: left }
+td { border-top: 1px solid #ddd; white-space: nowrap }
+td.long { white-space: normal; overflow-wrap: anywhere; text-align: left }
 """
 
+# How many images of each class the saliency is averaged over.
+SWAY_IMAGES = 100
 
-class TensorBoard:
-    """Writes metrics as TensorBoard scalars, one event file per process."""
 
-    def __init__(self, folder: Path, metrics: Sequence[Mapping[str, Any]]):
-        """Starts afresh from `metrics`, so that a resumed run shows no point twice."""
-        from tensorboardX import SummaryWriter
+def draw(
+    trained: Trained,
+    images: np.ndarray,
+    labels: np.ndarray,
+    metrics: Sequence[Mapping[str, Any]],
+    evaluation: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """The report's pictures as PNG by name; of several networks, the first one's insides.
 
-        shutil.rmtree(folder, ignore_errors=True)
-        self._writer = SummaryWriter(str(folder))
-        for line in metrics:
-            self.write(line)
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Adds the numbers of one line of `metrics.jsonl` at its step."""
-        for name, value in line.items():
-            if isinstance(value, (int, float, Mapping)) and name != "step":
-                self._writer.add_scalar(name, mean_of(value), line["step"])
-            if isinstance(value, Mapping):
-                self._writer.add_scalar(f"{name}_std", value["std"], line["step"])
-        self._writer.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
+    Args:
+      trained: the networks.
+      images: uint8 [N, 28, 28, 1], the evaluated ones.
+      labels: int32 [N].
+      metrics: the lines of `metrics.jsonl`.
+      evaluation: what `metrics.assess` says of their answers; may have `robustness`.
+    """
+    mistakes = evaluation["mistakes"]
+    wrong = images[[mistake["index"] for mistake in mistakes]]
+    params = trained.first_params()
+    chosen = [np.flatnonzero(labels == digit)[:SWAY_IMAGES] for digit in plots.DIGITS]
+    maps = np.stack(
+        [np.asarray(sway(params, images[c], trained.config)).mean(axis=0) for c in chosen]
+    )
+    pictures = {
+        "curves": plots.curves(metrics) if metrics else None,
+        "mistakes": plots.gallery(wrong, mistakes) if mistakes else None,
+        "confusion": plots.confusion(evaluation["confusion"]),
+        "reliability": plots.reliability(evaluation["calibration"]),
+        "saliency": plots.saliency(maps, np.stack([images[c, ..., 0].mean(axis=0) for c in chosen])),
+        "filters": plots.filters(np.asarray(params["Conv_0"]["kernel"])),
+        "robustness": plots.robustness(evaluation["robustness"]) if "robustness" in evaluation else None,
+    }
+    return {name: picture for name, picture in pictures.items() if picture}
 
 
 def write_report(
@@ -76,63 +77,130 @@ def write_report(
     config: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
 ) -> None:
-    """Writes `curves.png` and the self-contained `index.html` into a folder."""
+    """Writes `index.html`, `evaluation.json` and each picture as PNG into a folder."""
     folder.mkdir(exist_ok=True)
-    curves = draw_curves(metrics)
-    (folder / "curves.png").write_bytes(curves)
-    page = PAGE.format(
-        title=f"mnist_flax on {html.escape(summary['dataset'])}",
-        claim=(
-            f"{percent(summary['test_accuracy'])} of {summary['test_examples']:,} test images "
-            f"right, after {summary['epochs']} epochs, with {summary['parameters']:,} parameters"
-            f"{_over_seeds(summary)}."
+    for name, picture in pictures.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    write_text(folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+    write_text(folder / "index.html", page(config, metrics, summary, evaluation, pictures))
+
+
+def page(
+    config: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+) -> str:
+    """The page as HTML, with its pictures inside."""
+    title = f"mnist_flax on {html.escape(evaluation['dataset'])}"
+    parts = [
+        f"<h1>{title}</h1>",
+        f'<p class="claim">{html.escape(claim(summary, evaluation))}</p>',
+        *_section("Where it fails", _mistakes_text(evaluation), pictures, "mistakes"),
+        *_section(
+            "Which digits it takes for which",
+            "Rows are the true digits, columns the answers. Right answers stand on the diagonal.",
+            pictures,
+            "confusion",
         ),
-        curves=base64.b64encode(curves).decode(),
-        epochs=_table(metrics[0], [line.values() for line in metrics]),
-        summary=_table(("", ""), _flat(summary)),
-        config=_table(("", ""), _flat(config)),
+        _table(
+            ("digit", "images", "recall", "precision", "F1"),
+            (
+                (row["class"], row["examples"], row["recall"], row["precision"], row["f1"])
+                for row in evaluation["per_class"]
+            ),
+        ),
+        *_section("How sure it was", _calibration_text(evaluation), pictures, "reliability"),
+        *_section(
+            "What it looks at",
+            "Above, the mean image of each digit; below, how much each pixel sways the answer: the "
+            "size of the gradient, averaged. Where it is blank, nothing the image shows can change "
+            "the answer.",
+            pictures,
+            "saliency",
+        ),
+        *_section(
+            "Its first layer",
+            "Each of its 3x3 filters.",
+            pictures,
+            "filters",
+        ),
+        *_section(
+            "How robust it is",
+            "The same images made worse, from severity 1 to 5; 0 is as they are.",
+            pictures,
+            "robustness",
+        ),
+        *_section("How it learned", "", pictures, "curves"),
+    ]
+    if metrics:
+        parts.append(_table(metrics[0], (line.values() for line in metrics)))
+    for name, values in (("Summary", summary), ("Config", config)):
+        parts += [f"<h2>{name}</h2>", _table(("", ""), _flat(values))]
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
     )
-    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
-def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG of loss and of error rate against the epoch."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = [line["epoch"] for line in metrics]
-    styles = {"train": "C7", "validation": "C1", "test": "C0"}
-    for split, color in styles.items():
-        if f"{split}_loss" in metrics[0]:
-            losses = [seeds_of(line[f"{split}_loss"]) for line in metrics]
-            _draw(left, epochs, np.array(losses), color, split)
-        if f"{split}_accuracy" in metrics[0]:
-            right_answers = np.array([seeds_of(line[f"{split}_accuracy"]) for line in metrics])
-            _draw(right, epochs, 100 * (1 - right_answers), color, split)
-    for axes, ylabel in ((left, "cross-entropy (nats)"), (right, "wrong answers (%)")):
-        axes.set(xlabel="epoch", ylabel=ylabel, ylim=(0, None))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
-        axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+def claim(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """One sentence that says how good it is."""
+    seeds = len(seeds_of(evaluation["accuracy"]))
+    low, high = (f"{100 * end:.2f}" for end in evaluation["wilson95"])
+    text = (
+        f"{percent(evaluation['accuracy'])} of {evaluation['examples']:,} {evaluation['split']} "
+        f"images right"
+    )
+    if seeds > 1:
+        text += f" (mean and standard deviation of {seeds} networks, {low} to {high}% together)"
+    else:
+        text += f" (95% interval {low} to {high}%)"
+    if summary:
+        text += f", after {summary['epochs']} epochs, with {summary['parameters']:,} parameters"
+    return f"{text}."
 
 
-def _draw(axes: Any, epochs: Sequence[int], values: np.ndarray, color: str, label: str) -> None:
-    """The mean of values [epochs, seeds], in a band from the lowest to the highest seed."""
-    axes.plot(epochs, values.mean(axis=1), "o-", color=color, label=label)
-    if values.shape[1] > 1:
-        axes.fill_between(
-            epochs, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2, linewidth=0
-        )
+def _mistakes_text(evaluation: Mapping[str, Any]) -> str:
+    wrong = len(evaluation["mistakes"])
+    if not wrong:
+        return "Nowhere: every answer is right."
+    top = ", ".join(
+        f"{row['label']} for {row['answer']} ({row['count']})"
+        for row in evaluation["top_confusions"][:3]
+    )
+    return (
+        f"{wrong} wrong answers, the most certainly wrong first: the label, what it took the image "
+        f"for, and how sure it was. It most often takes {top}."
+    )
 
 
-def _over_seeds(summary: Mapping[str, Any]) -> str:
-    seeds = len(seeds_of(summary["test_accuracy"]))
-    return f": mean and standard deviation of {seeds} seeds" if seeds > 1 else ""
+def _calibration_text(evaluation: Mapping[str, Any]) -> str:
+    found = evaluation["calibration"]
+    text = (
+        f"A network that is 90% sure should be right 9 times in 10. This one's expected "
+        f"calibration error is {100 * found['ece']:.2f} points."
+    )
+    if found["temperature"] is None:
+        return f"{text} No images were held out, so no temperature was fitted."
+    return (
+        f"{text} Divided by the temperature {found['temperature']:.3f}, fitted on the validation "
+        f"split, its logits have an error of {100 * found['ece_at_temperature']:.2f} points."
+    )
+
+
+def _section(title: str, text: str, pictures: Mapping[str, bytes], name: str) -> Iterator[str]:
+    if name not in pictures:
+        return
+    yield f"<h2>{title}</h2>"
+    yield f"<p>{html.escape(text)}</p>"
+    encoded = base64.b64encode(pictures[name]).decode()
+    yield f'<div class="wide"><img alt="{title}" src="data:image/png;base64,{encoded}"></div>'
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -144,14 +212,16 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    def cell(value: Any) -> str:
-        if isinstance(value, Mapping):
-            value = f"{value['mean']:.5g} ± {value['std']:.2g}"
-        if isinstance(value, float):
-            value = f"{value:.5g}"
-        text = value if isinstance(value, str) else json.dumps(value)
-        return f"<td{' class=long' if len(text) > 40 else ''}>{html.escape(text)}</td>"
-
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = f"{value['mean']:.5g} ± {value['std']:.2g}"
+    if isinstance(value, float):
+        value = f"{value:.5g}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    kind = " class=long" if len(text) > 40 else " class=text" if isinstance(value, str) else ""
+    return f"<td{kind}>{html.escape(text)}</td>"

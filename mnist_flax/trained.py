@@ -19,6 +19,17 @@ class Trained:
     step: int
     params: model.Params  # with several seeds, each leaf has a first axis for them
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each network."""
+        return list(range(self.config.seed, self.config.seed + self.config.num_seeds))
+
+    def first_params(self) -> model.Params:
+        """The parameters of the first network alone."""
+        if self.config.num_seeds == 1:
+            return self.params
+        return jax.tree.map(lambda leaf: leaf[0], self.params)
+
     def logits(self, images: np.ndarray) -> np.ndarray:
         """What each network says of uint8 images [N, 28, 28, 1]: float32 [seeds, N, 10].
 

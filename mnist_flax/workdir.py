@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file as a whole or not at all."""
-    _write_whole(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
         if metrics["step"] > last_step:
             break
         kept.append(metrics)
-    _write_whole(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
+    write_text(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
     return kept
 
 
@@ -109,7 +109,8 @@ def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as a whole or not at all, on disk when this returns."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
