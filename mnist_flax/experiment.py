@@ -17,14 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mnist_flax import __version__, checkpoint, report, workdir
+from mnist_flax import __version__, checkpoint, workdir
 from mnist_flax.checkpoint import Checkpointer
 from mnist_flax.config import Config
-from mnist_flax.data import load_dataset
+from mnist_flax.data import Dataset, load_dataset
 from mnist_flax.optimizer import learning_rate
 from mnist_flax.programs import Programs, compile_programs
 from mnist_flax.spread import figure, mean_of, percent
+from mnist_flax.tensorboard import TensorBoard
 from mnist_flax.train import TrainState
+from mnist_flax.trained import Trained
 
 # Seconds of work handed to the device at a time: how soon a signal is heeded.
 PACE_SECONDS = 1.0
@@ -57,7 +59,7 @@ class Run:
     log: Log
     programs: Programs
     checkpointer: Checkpointer
-    tensorboard: report.TensorBoard
+    tensorboard: TensorBoard
     metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
@@ -68,6 +70,7 @@ def run_experiment(
     manual_dir: Path | None = None,
     log: Log = print,
     import_seconds: float = 0.0,
+    with_report: bool = True,
 ) -> dict[str, Any]:
     """Runs, or goes on with, the experiment in a workdir.
 
@@ -78,6 +81,7 @@ def run_experiment(
       manual_dir: a read-only folder with the original `.gz` files; or None.
       log: told one line at a time how things go.
       import_seconds: what importing took, for the summary.
+      with_report: whether to write the report, which takes some seconds.
 
     Returns:
       The content of `summary.json`.
@@ -104,25 +108,57 @@ def run_experiment(
         else:
             log(f"going on from step {_step_of(state):,} of {config.total_steps:,}")
         metrics = workdir.read_metrics(folder / workdir.METRICS, _step_of(state))
-        with report.TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
+        with TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
             run = Run(config, folder, log, programs, checkpointer, tensorboard, metrics)
             state = _train(run, state)
     clock.lap("train")
 
-    summary = {
+    summary = _summarize(run, state, dataset, clock)
+    if with_report:
+        _report(run, state, dataset, summary)
+    workdir.write_json(folder / workdir.SUMMARY, summary)
+    return summary
+
+
+def _summarize(
+    run: Run, state: TrainState, dataset: Dataset, clock: "_Clock"
+) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    config, last = run.config, run.metrics[-1]
+    return {
         "dataset": dataset.name,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)) // config.num_seeds,
         "test_examples": len(dataset.test[0]),
-        **{name: metrics[-1][name] for name in SCORES if name in metrics[-1]},
+        **{name: last[name] for name in SCORES if name in last},
         "epochs": config.epochs,
         "steps": _step_of(state),
         "params_sha256": checkpoint.digest(state.params),
         "seconds": clock.seconds,
         "environment": _environment(),
     }
-    report.write_report(folder / workdir.REPORT, dataclasses.asdict(config), metrics, summary)
-    workdir.write_json(folder / workdir.SUMMARY, summary)
-    return summary
+
+
+def _report(run: Run, state: TrainState, dataset: Dataset, summary: dict[str, Any]) -> None:
+    """Evaluates in detail, and writes the report and TensorBoard's pictures."""
+    from mnist_flax import report  # matplotlib and scikit-learn take seconds to import
+    from mnist_flax.metrics import assess
+
+    logits = run.programs.predict(state)
+    held_out = (logits["validation"], dataset.validation[1]) if "validation" in logits else None
+    images, labels = dataset.test
+    trained = Trained(run.config, _step_of(state), state.params)
+    evaluation = {
+        **trained.origin(),
+        "split": "test",
+        **assess(logits["test"], labels, held_out),
+    }
+    pictures = report.draw(trained, images, labels, run.metrics, evaluation)
+    config = dataclasses.asdict(run.config)
+    folder = run.folder / workdir.REPORT
+    report.write_report(folder, config, run.metrics, summary, evaluation, pictures)
+    run.tensorboard.finish(config, summary, pictures)
+    for line in report.in_short(evaluation):
+        run.log(line)
 
 
 def _train(run: Run, state: TrainState) -> TrainState:
@@ -176,6 +212,7 @@ def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
             "step": step,
             "epoch": epoch,
             "dataset": config.dataset,
+            "learning_rate": float(learning_rate(jnp.int32(step - 1), config)),
             "train_loss": figure(np.atleast_1d(state.epoch_loss) / config.train_examples),
             **{name: figure(values) for name, values in scores.items()},
             **meter.read(),

@@ -33,6 +33,7 @@ class Programs:
     create_state: Callable[[], TrainState]
     epoch_order: Callable[[int], jax.Array]
     train_steps: Callable[[TrainState, jax.Array, int], TrainState]  # donates the state
+    predict: Callable[[TrainState], dict[str, np.ndarray]]  # of each split [num_seeds, N, 10]
     evaluate: Callable[[TrainState], dict[str, np.ndarray]]  # of each score float64 [num_seeds]
 
 
@@ -62,21 +63,29 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
     like, order = (_abstract(lowered, divided) for lowered in (lowered_state, lowered_order))
     steps = over_seeds(train.train_steps, (0, None, None, 0, 0, None), donate=(0,))
     train_steps = pool.submit(seeds.compile_lowered, steps.lower(like, *training, order, key, zero))
-    predict = over_seeds(inference.predict_logits, (0, None))
+    prediction = over_seeds(inference.predict_logits, (0, None))
     predictors = {
-        name: pool.submit(lambda x: seeds.compile_lowered(predict.lower(like.params, x)), x)
+        name: pool.submit(lambda x: seeds.compile_lowered(prediction.lower(like.params, x)), x)
         for name, x in images.items()
     }
     pool.shutdown(wait=False)
 
+    def predict(state: TrainState) -> dict[str, np.ndarray]:
+        found = {
+            name: np.asarray(predictor.result()(state.params, images[name]))
+            for name, predictor in predictors.items()
+        }
+        return {
+            name: logits.reshape((config.num_seeds, -1, logits.shape[-1]))
+            for name, logits in found.items()
+        }
+
     def evaluate(state: TrainState) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for name, (_, labels) in splits.items():
-            logits = np.asarray(predictors[name].result()(state.params, images[name]))
-            logits = logits.reshape((config.num_seeds, -1, logits.shape[-1]))
-            for score, values in inference.scores(logits, labels).items():
-                found[f"{name}_{score}"] = values
-        return found
+        return {
+            f"{name}_{score}": values
+            for name, logits in predict(state).items()
+            for score, values in inference.scores(logits, splits[name][1]).items()
+        }
 
     create_state, epoch_order, train_steps = (
         future.result() for future in (create_state, epoch_order, train_steps)
@@ -87,6 +96,7 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
         lambda: create_state(key),
         lambda epoch: epoch_order(key, np.int32(epoch)),
         lambda state, order, count: train_steps(state, *training, order, key, np.int32(count)),
+        predict,
         evaluate,
     )
 
