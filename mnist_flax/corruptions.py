@@ -9,8 +9,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnist_flax.augment import bilinear
+from mnist_flax.inference import probabilities
+from mnist_flax.trained import Trained
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -47,7 +50,8 @@ def shift(key: jax.Array, images: Images, strength: float) -> Images:
     """Moved by up to 5 pixels, in any direction."""
     angle = jax.random.uniform(key, (images.shape[0],), jnp.float32, 0, 2 * math.pi)
     still = jnp.zeros_like(angle)
-    return _moved(images, still, still + 1, 5 * strength * jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
+    offset = 5 * strength * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+    return _moved(images, still, still + 1, offset)
 
 
 def rotation(key: jax.Array, images: Images, strength: float) -> Images:
@@ -101,3 +105,21 @@ KINDS: dict[str, Callable[[jax.Array, Images, float], Images]] = {
     function.__name__: function
     for function in (noise, blur, shift, rotation, zoom, occlusion, contrast, inversion)
 }
+
+
+def robustness(trained: Trained, images: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """The share of right answers for each kind at severities 0 (clean) to 5."""
+
+    def right(images: np.ndarray) -> float:
+        answers = probabilities(trained.logits(images)).argmax(axis=-1)
+        return float((answers == labels).mean())
+
+    clean = right(images)
+    worse = jax.jit(corrupt, static_argnames=("kind", "severity"))
+    found = {}
+    for number, kind in enumerate(KINDS):
+        key = jax.random.fold_in(jax.random.key(trained.config.seed), number)
+        found[kind] = [clean]
+        for severity in SEVERITIES:
+            found[kind].append(right(np.asarray(worse(key, images, kind, severity))))
+    return found

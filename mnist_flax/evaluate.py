@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mnist_flax import command, workdir
 from mnist_flax.command import OptionalPath, path_from_environment
-from mnist_flax.config import DATASET_SIZES, UserError
+from mnist_flax.config import UserError
 from mnist_flax.spread import mean_of, percent
 
 PROG = "python -m mnist_flax.evaluate"
@@ -60,15 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action() -> int:
         options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
-        result = evaluate_run(options)
-        print(json.dumps(result, indent=2) if options.json else describe(result))
+        evaluation = evaluate_run(options)
+        print(json.dumps(evaluation, indent=2) if options.json else describe(evaluation))
         return 0
 
     return command.run_command(action)
 
 
 def evaluate_run(options: Options) -> dict[str, Any]:
-    """Everything that the command tells, as numbers.
+    """Everything that the command tells, as numbers; writes the report anew.
 
     Raises:
       UserError: something that the user can mend.
@@ -79,35 +79,78 @@ def evaluate_run(options: Options) -> dict[str, Any]:
     from mnist_flax.metrics import assess
     from mnist_flax.trained import load_trained
 
-    folder = options.workdir.expanduser()
+    folder = options.workdir.expanduser().absolute()
     trained = load_trained(folder, options.checkpoint)
-    own = trained.config.dataset
+    if options.seed_index is not None:
+        trained = trained.only(options.seed_index)
+    own, fraction = trained.config.dataset, trained.config.validation_fraction
     name = own if options.dataset == "as trained" else options.dataset
-    fraction = trained.config.validation_fraction
     if options.split == "validation" and not fraction:
         raise UserError(f"{folder} was trained without --validation-fraction: nothing is held out")
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     dataset = load_dataset(name, options.data_dir, options.manual_dir, fraction, say)
     images, labels = getattr(dataset, options.split)
-
-    def logits(images: Any) -> Any:
-        found = trained.logits(images)
-        if options.seed_index is None:
-            return found
-        if not 0 <= options.seed_index < len(found):
-            raise UserError(
-                f"--seed-index must be from 0 to {len(found) - 1}, but is {options.seed_index}"
-            )
-        return found[options.seed_index : options.seed_index + 1]
-
     held_out = None
     if fraction and name == own and options.split != "validation":
-        held_out = (logits(dataset.validation[0]), dataset.validation[1])
-    return {
-        "workdir": str(folder),
+        held_out = (trained.logits(dataset.validation[0]), dataset.validation[1])
+    evaluation = {
         "step": trained.step,
         "seeds": trained.seeds,
         "dataset": name,
         "split": options.split,
-        **assess(logits(images), labels, held_out),
+        **assess(trained.logits(images), labels, held_out),
     }
+    if options.corruptions:
+        from mnist_flax.corruptions import robustness
+
+        evaluation["robustness"] = robustness(trained, images, labels)
+    if not options.no_report:
+        _write_report(folder, trained, images, labels, evaluation)
+    return evaluation
+
+
+def _write_report(
+    folder: Path, trained: Any, images: Any, labels: Any, evaluation: dict[str, Any]
+) -> None:
+    from mnist_flax import report
+
+    metrics = workdir.read_metrics(folder / workdir.METRICS)
+    summary = workdir.read_json(folder / workdir.SUMMARY) or {}
+    config = workdir.read_json(folder / workdir.CONFIG)
+    pictures = report.draw(trained, images, labels, metrics, evaluation)
+    report.write_report(folder / workdir.REPORT, config, metrics, summary, evaluation, pictures)
+
+
+def describe(evaluation: dict[str, Any]) -> str:
+    """The evaluation for people, on one screen."""
+    from mnist_flax.report import in_short
+
+    lines = [
+        f"{evaluation['dataset']} {evaluation['split']}, step {evaluation['step']:,}: accuracy "
+        f"{percent(evaluation['accuracy'])}, loss {mean_of(evaluation['loss']):.4f}",
+        *in_short(evaluation),
+        "",
+        "digit  images  recall  precision      F1",
+    ]
+    lines += [
+        f"{row['class']:>5}  {row['examples']:>6,}  {row['recall']:>6.2%}  "
+        f"{row['precision']:>9.2%}  {row['f1']:>6.2%}"
+        for row in evaluation["per_class"]
+    ]
+    found = evaluation["calibration"]
+    lines += ["", f"expected calibration error {100 * found['ece']:.2f} points"]
+    if found["temperature"] is not None:
+        lines[-1] += (
+            f"; {100 * found['ece_at_temperature']:.2f} at temperature {found['temperature']:.3f}"
+        )
+    if "robustness" in evaluation:
+        lines += ["", "severity       " + "".join(f"{s:>8}" for s in range(6))]
+        lines += [
+            f"{kind:<15}" + "".join(f"{accuracy:>8.2%}" for accuracy in accuracies)
+            for kind, accuracies in evaluation["robustness"].items()
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import platform
 import signal
@@ -107,7 +108,7 @@ def run_experiment(
             state = programs.create_state()
         else:
             log(f"going on from step {_step_of(state):,} of {config.total_steps:,}")
-        metrics = workdir.read_metrics(folder / workdir.METRICS, _step_of(state))
+        metrics = workdir.rewind_metrics(folder / workdir.METRICS, _step_of(state))
         with TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
             run = Run(config, folder, log, programs, checkpointer, tensorboard, metrics)
             state = _train(run, state)
@@ -120,9 +121,7 @@ def run_experiment(
     return summary
 
 
-def _summarize(
-    run: Run, state: TrainState, dataset: Dataset, clock: "_Clock"
-) -> dict[str, Any]:
+def _summarize(run: Run, state: TrainState, dataset: Dataset, clock: "_Clock") -> dict[str, Any]:
     """The content of `summary.json`."""
     config, last = run.config, run.metrics[-1]
     return {
@@ -148,7 +147,9 @@ def _report(run: Run, state: TrainState, dataset: Dataset, summary: dict[str, An
     images, labels = dataset.test
     trained = Trained(run.config, _step_of(state), state.params)
     evaluation = {
-        **trained.origin(),
+        "step": trained.step,
+        "seeds": trained.seeds,
+        "dataset": run.config.dataset,
         "split": "test",
         **assess(logits["test"], labels, held_out),
     }
@@ -156,7 +157,8 @@ def _report(run: Run, state: TrainState, dataset: Dataset, summary: dict[str, An
     config = dataclasses.asdict(run.config)
     folder = run.folder / workdir.REPORT
     report.write_report(folder, config, run.metrics, summary, evaluation, pictures)
-    run.tensorboard.finish(config, summary, pictures)
+    with TensorBoard(run.folder / workdir.TENSORBOARD, run.metrics) as tensorboard:
+        tensorboard.finish(config, summary, pictures)
     for line in report.in_short(evaluation):
         run.log(line)
 
@@ -262,8 +264,14 @@ def _describe(line: dict[str, Any], config: Config) -> str:
     )
     return (
         f"epoch {line['epoch']}/{config.epochs}  train loss {mean_of(line['train_loss']):.4f}  "
-        f"{scores}  {line['images_per_second']:,.0f} images/s"
+        f"{scores}  {line['images_per_second']:,.0f} images/s{_left(line, config)}"
     )
+
+
+def _left(line: dict[str, Any], config: Config) -> str:
+    images = (config.epochs - line["epoch"]) * config.train_examples * config.num_seeds
+    seconds = round(images / line["images_per_second"])
+    return f"  {datetime.timedelta(seconds=seconds)} left" if seconds else ""
 
 
 def _environment() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Several networks answer together: by their mean probability.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,10 @@ def assess(
     chance = probabilities(logits)
     answers = chance.argmax(axis=-1)
     right = int((answers == labels).sum())
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
+    of_class: Any = sk.precision_recall_fscore_support(
         labels, answers, labels=CLASSES, zero_division=0.0
     )
+    precision, recall, f1, support = of_class
     confusion = sk.confusion_matrix(labels, answers, labels=CLASSES)
     wilson = stats.binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
     return {
@@ -141,9 +141,3 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         method="bounded",
     )
     return float(np.exp(found.x))
-
-
-def headline(result: Mapping[str, Any]) -> str:
-    """One line for people."""
-    low, high = (f"{end:.2%}" for end in result["wilson95"])
-    return f"{result['right']:,} of {result['examples']:,} right (95%: {low} to {high})"

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mnist_flax.spread import mean_of, seeds_of
+from mnist_flax.spread import seeds_of
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
 SPLITS = {"train": GREY, "validation": ORANGE, "test": BLUE}
@@ -109,12 +109,13 @@ def filters(kernel: np.ndarray) -> bytes:
     figure = _figure(10, 0.62 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False)
     limit = np.abs(kernel).max()
-    picture = None
     for axes in panels.flat:
         axes.set_axis_off()
-    for index, axes in enumerate(panels.flat[:count]):
-        picture = axes.imshow(kernel[:, :, 0, index], cmap="PuOr", vmin=-limit, vmax=limit)
-    figure.colorbar(picture, ax=panels, label="weight", fraction=0.02)
+    pictures = [
+        axes.imshow(kernel[:, :, 0, index], cmap="PuOr", vmin=-limit, vmax=limit)
+        for index, axes in enumerate(panels.flat[:count])
+    ]
+    figure.colorbar(pictures[0], ax=panels, label="weight", fraction=0.02)
     return _png(figure)
 
 
@@ -155,9 +156,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _band(
-    axes: Axes, epochs: Sequence[int], values: np.ndarray, color: str, label: str
-) -> None:
+def _band(axes: Axes, epochs: Sequence[int], values: np.ndarray, color: str, label: str) -> None:
     """The mean of values [epochs, seeds], in a band from the lowest to the highest seed."""
     axes.plot(epochs, values.mean(axis=1), "o-", color=color, label=label, markersize=4)
     if values.shape[1] > 1:

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from mnist_flax import metrics as metrics_lib
 from mnist_flax import plots
 from mnist_flax.inference import sway
-from mnist_flax.spread import mean_of, percent, seeds_of
+from mnist_flax.spread import percent, seeds_of
 from mnist_flax.trained import Trained
 from mnist_flax.workdir import write_text
 
@@ -57,19 +55,21 @@ def draw(
     wrong = images[[mistake["index"] for mistake in mistakes]]
     params = trained.first_params()
     chosen = [np.flatnonzero(labels == digit)[:SWAY_IMAGES] for digit in plots.DIGITS]
-    maps = np.stack(
-        [np.asarray(sway(params, images[c], trained.config)).mean(axis=0) for c in chosen]
-    )
+    maps = [np.asarray(sway(params, images[c], trained.config)).mean(axis=0) for c in chosen]
+    means = [images[c, ..., 0].mean(axis=0) for c in chosen]
     pictures = {
-        "curves": plots.curves(metrics) if metrics else None,
-        "mistakes": plots.gallery(wrong, mistakes) if mistakes else None,
         "confusion": plots.confusion(evaluation["confusion"]),
         "reliability": plots.reliability(evaluation["calibration"]),
-        "saliency": plots.saliency(maps, np.stack([images[c, ..., 0].mean(axis=0) for c in chosen])),
+        "saliency": plots.saliency(np.stack(maps), np.stack(means)),
         "filters": plots.filters(np.asarray(params["Conv_0"]["kernel"])),
-        "robustness": plots.robustness(evaluation["robustness"]) if "robustness" in evaluation else None,
     }
-    return {name: picture for name, picture in pictures.items() if picture}
+    if mistakes:
+        pictures["mistakes"] = plots.gallery(wrong, mistakes)
+    if metrics:
+        pictures["curves"] = plots.curves(metrics)
+    if "robustness" in evaluation:
+        pictures["robustness"] = plots.robustness(evaluation["robustness"])
+    return pictures
 
 
 def write_report(
@@ -86,6 +86,19 @@ def write_report(
         (folder / f"{name}.png").write_bytes(picture)
     write_text(folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     write_text(folder / "index.html", page(config, metrics, summary, evaluation, pictures))
+
+
+def in_short(evaluation: Mapping[str, Any]) -> list[str]:
+    """The evaluation in a few lines, for a terminal."""
+    low, high = (f"{100 * end:.2f}" for end in evaluation["wilson95"])
+    wrong = len(evaluation["mistakes"])
+    lines = [
+        f"{wrong:,} of {evaluation['examples']:,} {evaluation['split']} images wrong "
+        f"(95%: {low} to {high}% right)"
+    ]
+    if evaluation["top_confusions"]:
+        lines.append("most often took " + _confusions(evaluation, 5))
+    return lines
 
 
 def page(
@@ -170,13 +183,16 @@ def _mistakes_text(evaluation: Mapping[str, Any]) -> str:
     wrong = len(evaluation["mistakes"])
     if not wrong:
         return "Nowhere: every answer is right."
-    top = ", ".join(
-        f"{row['label']} for {row['answer']} ({row['count']})"
-        for row in evaluation["top_confusions"][:3]
-    )
     return (
         f"{wrong} wrong answers, the most certainly wrong first: the label, what it took the image "
-        f"for, and how sure it was. It most often takes {top}."
+        f"for, and how sure it was. It most often takes {_confusions(evaluation, 3)}."
+    )
+
+
+def _confusions(evaluation: Mapping[str, Any], count: int) -> str:
+    return ", ".join(
+        f"{row['label']} for {row['answer']} ({row['count']})"
+        for row in evaluation["top_confusions"][:count]
     )
 
 

@@ -53,6 +53,9 @@ class Options:
     """Read-only folder with the four original .gz files, for machines without a network.
     Default: MNIST_FLAX_MANUAL_DIR."""
 
+    no_report: bool = False
+    """Do not write the report page at the end, which takes some seconds."""
+
     no_compilation_cache: bool = False
     """Do not keep compiled programs for the next run. Without this flag they go to
     JAX_COMPILATION_CACHE_DIR or ~/.cache/mnist_flax."""
@@ -117,6 +120,7 @@ def _run(options: Options) -> int:
             manual_dir=options.manual_dir,
             log=_log,
             import_seconds=time.perf_counter() - began,
+            with_report=not options.no_report,
         )
     except experiment.Stopped as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)

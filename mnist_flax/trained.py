@@ -24,11 +24,23 @@ class Trained:
         """The seed of each network."""
         return list(range(self.config.seed, self.config.seed + self.config.num_seeds))
 
+    def only(self, index: int) -> "Trained":
+        """One of several networks.
+
+        Raises:
+          UserError: there is no such one.
+        """
+        count = self.config.num_seeds
+        if not 0 <= index < count:
+            raise UserError(f"--seed-index must be from 0 to {count - 1}, but is {index}")
+        if count == 1:
+            return self
+        config = dataclasses.replace(self.config, seed=self.config.seed + index, num_seeds=1)
+        return Trained(config, self.step, jax.tree.map(lambda leaf: leaf[index], self.params))
+
     def first_params(self) -> model.Params:
         """The parameters of the first network alone."""
-        if self.config.num_seeds == 1:
-            return self.params
-        return jax.tree.map(lambda leaf: leaf[0], self.params)
+        return self.only(0).params
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """What each network says of uint8 images [N, 28, 28, 1]: float32 [seeds, N, 10].

@@ -78,12 +78,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """The lines of a metrics file up to a step, dropping all later ones from the file.
-
-    A process killed between a line and its checkpoint leaves a line too many, one killed
-    while writing a torn one; going on from the checkpoint writes both again.
-    """
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a process killed while writing leaves a torn one."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -91,13 +87,21 @@ def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
     kept = []
     for line in text.splitlines():
         try:
-            metrics = json.loads(line)
+            kept.append(json.loads(line))
         except ValueError:
             break
-        if metrics["step"] > last_step:
-            break
-        kept.append(metrics)
-    write_text(path, "".join(json.dumps(metrics) + "\n" for metrics in kept))
+    return kept
+
+
+def rewind_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """The lines up to a step, dropping all later ones from the file.
+
+    A process killed between a line and its checkpoint leaves a line too many; going on from
+    the checkpoint writes it again.
+    """
+    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+    if path.exists():
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
 
 
