@@ -92,7 +92,9 @@ def train_seeds(config: Config, arrays: Any, seeds: int) -> dict[str, Any]:
 
     def score(state: train.TrainState) -> float:
         logits = inference.predict_logits(state.params, images_test, config=config)
-        return float(inference.scores(np.asarray(logits)[None], labels_test)["accuracy"][0])
+        return float(
+            inference.scores(np.asarray(logits)[None], np.asarray(labels_test))["accuracy"][0]
+        )
 
     began = time.perf_counter()
     score(run(jax.random.key(0)))

@@ -81,4 +81,4 @@ def test_one_epoch_of_the_default_preset_passes_98_percent(data_dir, tmp_path):
     assert summary["dataset"] == "mnist"
     assert summary["test_examples"] == 10_000
     assert summary["test_accuracy"] >= 0.98
-    assert summary["steps"] == 469
+    assert summary["steps"] == 938

@@ -24,8 +24,8 @@ def test_auto_stays_what_it_became(tmp_path):
 def test_another_config_is_refused_by_the_fields_that_differ(tmp_path):
     workdir.begin(tmp_path, Config())
     with pytest.raises(UserError) as error:
-        workdir.settle_config(tmp_path, Config(seed=1, batch_size=64))
-    assert "(--batch-size was 128, now 64; --seed was 0, now 1)" in str(error.value)
+        workdir.settle_config(tmp_path, Config(seed=1, batch_size=32))
+    assert "(--batch-size was 64, now 32; --seed was 0, now 1)" in str(error.value)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
