@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from mnist_flax.spread import seeds_of
 
@@ -34,13 +35,14 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
         right.plot(epochs, rates, "o-", color=GREEN, markersize=4)
     for axes, label in ((left, "cross-entropy (nats)"), (middle, "wrong answers (%)")):
         axes.set(xlabel="epoch", ylabel=label, yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend()
     right.set(xlabel="epoch", ylabel="learning rate at its end", ylim=(0, None))
     for axes in (left, middle, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     return _png(figure)
 
 
@@ -121,7 +123,7 @@ def filters(kernel: np.ndarray) -> bytes:
 
 def saliency(maps: np.ndarray, mean_images: np.ndarray) -> bytes:
     """How much each pixel sways the answer, for each digit: float [10, 28, 28] each."""
-    figure = _figure(10, 2.7)
+    figure = _figure(10, 2.4)
     panels = figure.subplots(2, 10)
     limit = np.quantile(maps, 0.999)
     for digit, (above, below) in enumerate(panels.T):

@@ -23,13 +23,15 @@ h2 { margin-top: 2.5rem }
 .claim { font-size: 1.25rem; margin-top: .3rem }
 img { max-width: 100%; height: auto }
 .wide { overflow-x: auto }
-.wide img { min-width: 44rem }
+.wide img { min-width: 40rem }
 table { border-collapse: collapse; font-size: 90%; display: block; overflow-x: auto }
 td, th { padding: .2rem .8rem .2rem 0; text-align: right; vertical-align: top }
 td:first-child, th:first-child, td.text { text-align: left }
 td { border-top: 1px solid #ddd; white-space: nowrap }
 td.long { white-space: normal; overflow-wrap: anywhere; text-align: left }
 """
+
+WIDE = {"mistakes", "saliency", "filters", "robustness", "curves"}
 
 # How many images of each class the saliency is averaged over.
 SWAY_IMAGES = 100
@@ -216,7 +218,9 @@ def _section(title: str, text: str, pictures: Mapping[str, bytes], name: str) ->
     yield f"<h2>{title}</h2>"
     yield f"<p>{html.escape(text)}</p>"
     encoded = base64.b64encode(pictures[name]).decode()
-    yield f'<div class="wide"><img alt="{title}" src="data:image/png;base64,{encoded}"></div>'
+    # On a phone, what has many small parts is scrolled rather than shrunk.
+    kind = "wide" if name in WIDE else "whole"
+    yield f'<div class="{kind}"><img alt="{title}" src="data:image/png;base64,{encoded}"></div>'
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
