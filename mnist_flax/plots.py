@@ -30,9 +30,8 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
             if name in metrics[0]:
                 values = np.array([seeds_of(line[name]) for line in metrics])
                 _band(axes, epochs, scale * (values if scale == 1 else 1 - values), color, split)
-    if "learning_rate" in metrics[0]:
-        rates = [line["learning_rate"] for line in metrics]
-        right.plot(epochs, rates, "o-", color=GREEN, markersize=4)
+    rates = [line["learning_rate"] for line in metrics]
+    right.plot(epochs, rates, "o-", color=GREEN, markersize=4)
     for axes, label in ((left, "cross-entropy (nats)"), (middle, "wrong answers (%)")):
         axes.set(xlabel="epoch", ylabel=label, yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
