@@ -1,90 +1,75 @@
-"""The page, the curves and TensorBoard's event files."""
+"""The page and its pictures."""
 
-import struct
+import io
+import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from mnist_flax.report import TensorBoard, draw_curves, write_report
+from mnist_flax import metrics, plots, report
 from mnist_flax.spread import figure
+from tests.test_metrics import ANSWERS, LABELS, sure
 
-METRICS = [
+LINES = [
     {"step": 12 * epoch, "epoch": epoch, "dataset": "digits", "train_loss": 1 / epoch}
-    | {"test_loss": 2 / epoch, "test_accuracy": 1 - 1 / epoch, "validation_loss": 1.0}
-    | {"validation_accuracy": 0.5, "seconds": 1.0, "images_per_second": 1437.0}
+    | {"test_loss": 2 / epoch, "test_accuracy": 1 - 1 / (epoch + 1), "validation_loss": 1.0}
+    | {"validation_accuracy": 0.5, "learning_rate": 0.1}
+    | {"seconds": 1.0, "images_per_second": 1437.0}
     for epoch in (1, 2, 3)
 ]
-
-
-def scalars(folder):
-    """All (tag, step, value) in the event files of a folder.
-
-    Each record is an 8-byte length, a 4-byte CRC, the event and another CRC
-    (https://www.tensorflow.org/tutorials/load_data/tfrecord).
-    """
-    from tensorboardX.proto import event_pb2
-
-    found = []
-    for path in folder.iterdir():
-        content = path.read_bytes()
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            event = event_pb2.Event.FromString(content[12 : 12 + length])  # pyright: ignore
-            found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
-            content = content[16 + length :]
-    return found
-
-
-def test_tensorboard_shows_each_point_once(tmp_path):
-    folder = tmp_path / "tensorboard"
-    with TensorBoard(folder, []) as writer:
-        for line in METRICS:
-            writer.write(line)
-    with TensorBoard(folder, METRICS[:2]) as writer:  # resumed after the second epoch
-        writer.write(METRICS[2])
-    losses = [(step, value) for tag, step, value in scalars(folder) if tag == "test_loss"]
-    assert losses == [(12, 2.0), (24, 1.0), (36, pytest.approx(2 / 3))]
-    assert {tag for tag, _, _ in scalars(folder)} == set(METRICS[0]) - {"step", "dataset"}
-
-
 SEEDS = [
-    {name: figure([value, value / 2]) if "_" in name else value for name, value in line.items()}
-    | {"images_per_second": 1437.0}
-    for line in METRICS
+    line | {"test_loss": figure([line["test_loss"], 1.0]), "test_accuracy": figure([0.9, 0.92])}
+    for line in LINES
 ]
+SUMMARY = {"epochs": 3, "parameters": 81_066, "seconds": {"total": 1.5}}
+EVALUATION = {"dataset": "<b>digits</b>", "split": "test", **metrics.assess(sure(ANSWERS), LABELS)}
 
 
-def test_tensorboard_shows_mean_and_spread_of_seeds(tmp_path):
-    with TensorBoard(tmp_path / "tensorboard", SEEDS) as writer:
-        del writer
-    found = {(tag, step): value for tag, step, value in scalars(tmp_path / "tensorboard")}
-    assert found["test_loss", 24] == pytest.approx(0.75)
-    assert found["test_loss_std", 24] == pytest.approx(0.5 / 2**0.5)
+def is_a_picture(png):
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    return pixels.min() < 100 and pixels.max() == 255
 
 
-@pytest.mark.parametrize("metrics", [METRICS, METRICS[:1], SEEDS])
-def test_curves_are_a_png(metrics):
-    assert draw_curves(metrics).startswith(b"\x89PNG")
+@pytest.mark.parametrize("lines", [LINES, LINES[:1], SEEDS], ids=["epochs", "one", "seeds"])
+def test_curves_are_drawn(lines):
+    assert is_a_picture(plots.curves(lines))
 
 
-def test_the_page_stands_alone_and_escapes(tmp_path):
-    summary = {
-        "dataset": "<b>digits</b>",
-        "test_accuracy": 0.98765,
-        "test_examples": 10_000,
-        "epochs": 3,
-        "parameters": 81_066,
-        "seconds": {"total": 1.5},
-    }
-    write_report(tmp_path / "report", {"seed": 0}, METRICS, summary)
-    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert "98.77% of 10,000 test images right" in page
+def test_every_picture_is_drawn():
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    maps = np.random.default_rng(1).random((10, 28, 28))
+    for png in (
+        plots.confusion(EVALUATION["confusion"]),
+        plots.gallery(images, EVALUATION["mistakes"]),
+        plots.reliability(EVALUATION["calibration"]),
+        plots.filters(np.random.default_rng(2).normal(size=(3, 3, 1, 40))),
+        plots.saliency(maps, maps),
+        plots.robustness({"noise": [0.9, 0.8], "blur": [0.9, 0.7]}),
+    ):
+        assert is_a_picture(png)
+
+
+def test_the_page_stands_alone_and_escapes():
+    pictures = {"confusion": b"png", "mistakes": b"png"}
+    page = report.page({"seed": 0}, LINES, SUMMARY, EVALUATION, pictures)
+    assert "70.00% of 10 test images right (95% interval 39.68 to 89.22%), after 3 epochs" in page
     assert "81,066 parameters" in page
-    assert "<td>seconds: total</td><td>1.5</td>" in page
+    assert "<td class=text>seconds: total</td><td>1.5</td>" in page
+    assert "3 wrong answers" in page
     assert "<b>" not in page
-    assert "http" not in page
-    assert "data:image/png;base64," in page
-    write_report(tmp_path / "report", {}, SEEDS, summary | {"test_accuracy": figure([0.9, 0.92])})
-    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert "91.00% ± 1.41 of 10,000 test images right" in page
-    assert "mean and standard deviation of 2 seeds" in page
-    assert (tmp_path / "report" / "curves.png").stat().st_size > 1000
+    assert not re.search(r"https?:|src=\"(?!data:)|href=\"(?!data:)", page)
+    assert page.count("data:image/png;base64,") == 2
+
+
+def test_the_page_tells_of_several_networks():
+    logits = np.concatenate([sure(ANSWERS), sure(LABELS)])
+    evaluation = EVALUATION | metrics.assess(logits, LABELS)
+    page = report.page({}, SEEDS, SUMMARY, evaluation, {})
+    assert "85.00% ± 21.21 of 10 test images right (mean and standard deviation of 2" in page
+
+
+def test_a_perfect_network_has_a_page_too():
+    evaluation = EVALUATION | metrics.assess(sure(LABELS), LABELS)
+    assert "10 test images right" in report.page({}, LINES, SUMMARY, evaluation, {})
+    assert report.in_short(evaluation)[0].startswith("0 of 10 test images wrong")

@@ -1,0 +1,98 @@
+"""The command that evaluates a checkpoint, and that all who tell its figures agree."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mnist_flax import evaluate, run
+from tests.conftest import SMALL, read_metrics, read_summary
+
+
+@pytest.fixture(scope="module")
+def validated_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("validated") / "run"
+    flags = (*SMALL, "--validation-fraction", "0.25", "--num-seeds", "2")
+    assert run.main(["--workdir", str(workdir), *flags]) == 0
+    return workdir
+
+
+def evaluated(capsys, *arguments):
+    assert evaluate.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_all_who_tell_the_figures_agree(small_run, capsys):
+    found = evaluated(capsys, "--workdir", str(small_run), "--no-report")
+    summary = read_summary(small_run)
+    stored = json.loads((small_run / "report" / "evaluation.json").read_text())
+    assert found == stored
+    assert found["accuracy"] == summary["test_accuracy"] == read_metrics(small_run)[-1]["test_accuracy"]
+    assert found["loss"] == summary["test_loss"]
+    assert found["right"] == round(360 * found["accuracy"])
+    assert f"{found['accuracy']:.2%} of 360 test images" in (
+        small_run / "report" / "index.html"
+    ).read_text(encoding="utf-8")
+
+
+def test_splits_checkpoints_and_single_networks(validated_run, capsys):
+    where = ("--workdir", str(validated_run), "--no-report")
+    lines = read_metrics(validated_run)
+    latest = evaluated(capsys, *where)
+    assert latest["seeds"] == [0, 1]
+    assert latest["accuracy"] == lines[-1]["test_accuracy"]
+    assert latest["calibration"]["temperature"] > 0
+    held_out = evaluated(capsys, *where, "--split", "validation", "--checkpoint", "best")
+    best = max(line["validation_accuracy"]["mean"] for line in lines)
+    assert held_out["accuracy"]["mean"] == best
+    assert held_out["calibration"]["temperature"] is None
+    early = evaluated(capsys, *where, "--checkpoint", str(lines[-2]["step"]))
+    assert early["accuracy"] == lines[-2]["test_accuracy"]
+    one = evaluated(capsys, *where, "--seed-index", "1", "--split", "test")
+    assert one["seeds"] == [1]
+    assert one["accuracy"] == pytest.approx(latest["accuracy"]["per_seed"][1])
+    train = evaluated(capsys, *where, "--split", "train")
+    assert train["examples"] == 1_437 - 359
+
+
+def test_the_report_is_written_anew_with_corruptions(validated_run, capsys):
+    assert evaluate.main(["--workdir", str(validated_run), "--corruptions"]) == 0
+    text = capsys.readouterr().out
+    assert "expected calibration error" in text
+    assert "inversion" in text
+    assert len(text.splitlines()) < 40
+    assert (validated_run / "report" / "robustness.png").exists()
+    assert "How robust it is" in (validated_run / "report" / "index.html").read_text("utf-8")
+
+
+def test_mistakes_are_told_in_one_line(small_run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    cases = {
+        (): "--workdir is missing",
+        ("--workdir", str(tmp_path / "empty")): "holds no run",
+        ("--workdir", str(small_run), "--split", "exam"): "--split",
+        ("--workdir", str(small_run), "--split", "validation"): "nothing is held out",
+        ("--workdir", str(small_run), "--checkpoint", "best"): "validation accuracy",
+        ("--workdir", str(small_run), "--checkpoint", "17"): "there is no checkpoint '17'",
+        ("--workdir", str(small_run), "--seed-index", "1"): "--seed-index must be from 0 to 0",
+    }
+    for arguments, complaint in cases.items():
+        assert evaluate.main(arguments) == 2, arguments
+        errors = capsys.readouterr().err
+        assert complaint in errors
+        assert errors.count("\n") == 1
+
+
+def test_evaluating_imports_nothing_of_training(small_run):
+    script = (
+        "import sys\nfrom mnist_flax import evaluate\n"
+        f"assert evaluate.main(['--workdir', {str(small_run)!r}, '--no-report']) == 0\n"
+        "training = {f'mnist_flax.{name}' for name in ('train', 'optimizer', 'programs', "
+        "'experiment')} | {'optax'}\n"
+        "assert not training & set(sys.modules), training & set(sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
