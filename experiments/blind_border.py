@@ -86,16 +86,19 @@ def draw(seen: np.ndarray, ink: np.ndarray, worth: dict, folder: Path) -> None:
     figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(np.where(seen == 0, np.nan, seen), cmap="viridis", vmin=0)
-    left.set(title="how far a pixel can move a logit\n(blank: not at all)")
+    left.set_title("how far a pixel can move a logit\n(blank: not at all)", fontsize=10)
     middle.imshow(ink, cmap="gray_r")
     middle.axhline(21.5, color="C1")
     middle.axvline(21.5, color="C1")
-    middle.set(title="mean training image;\nthe reference sees the upper left of the lines")
+    middle.set_title(
+        "mean training image: the reference\nsees what is above and left of the lines", fontsize=10
+    )
     for axes in (left, middle):
         axes.set(xlabel="column", ylabel="row")
     pairs = 100 * np.array([worth[f"accuracy_{side}"]["per_seed"] for side in "ab"])
     right.plot(["whole image", "centred 22x22"], pairs, "o-", color="C0", alpha=0.5)
-    right.set(ylabel="test accuracy (%)", title="the same seeds, the reference's recipe")
+    right.set(ylabel="test accuracy (%)")
+    right.set_title("the reference's recipe,\neach seed twice", fontsize=10)
     right.margins(x=0.25)
     right.grid(axis="y", alpha=0.3)
     figure.savefig(folder / "blind_border.png")

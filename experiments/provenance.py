@@ -15,7 +15,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def provenance() -> dict[str, Any]:
     """The command that is running, the commit and the machine."""
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    other_than_results = (":/", ":(top,exclude)experiments/results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *other_than_results)
     script = Path(sys.argv[0]).name
     return {
         "command": shlex.join(["python", f"experiments/{script}", *sys.argv[1:]]),
