@@ -110,7 +110,9 @@ def load_params(folder: Path, which: str = "latest") -> tuple[int, Any]:
 
 
 def _choose(checkpointer: Checkpointer, folder: Path, which: str) -> int:
-    saved = {checkpoint.step: checkpoint.metrics for checkpoint in checkpointer.checkpoints}
+    saved: dict[int, Any] = {
+        checkpoint.step: checkpoint.metrics for checkpoint in checkpointer.checkpoints
+    }
     if not saved:
         raise UserError(f"{folder} holds no checkpoint yet")
     if which == "latest":

@@ -239,9 +239,10 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
-        value = f"{value['mean']:.5g} ± {value['std']:.2g}"
-    if isinstance(value, float):
-        value = f"{value:.5g}"
-    text = value if isinstance(value, str) else json.dumps(value)
+        text = f"{value['mean']:.5g} ± {value['std']:.2g}"
+    elif isinstance(value, float):
+        text = f"{value:.5g}"
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
     kind = " class=long" if len(text) > 40 else " class=text" if isinstance(value, str) else ""
     return f"<td{kind}>{html.escape(text)}</td>"

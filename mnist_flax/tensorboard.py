@@ -19,7 +19,7 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         shutil.rmtree(folder, ignore_errors=True)
-        self._writer = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(folder))
         for line in metrics:
             self.write(line)
 
@@ -37,6 +37,7 @@ class TensorBoard:
     ) -> None:
         """Adds the report's pictures at the last step, and what the config led to."""
         from PIL import Image
+        from tensorboardX.summary import hparams
 
         for name, picture in pictures.items():
             pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
@@ -44,7 +45,11 @@ class TensorBoard:
         results = {
             f"result/{name}": mean_of(summary[name]) for name in ("test_accuracy", "test_loss")
         }
-        self._writer.add_hparams(dict(config), results, name=".", global_step=summary["steps"])
+        # Not `add_hparams`: it opens a second file, which may get the first one's name.
+        for part in hparams(dict(config), results):
+            self._writer.file_writer.add_summary(part)
+        for name, value in results.items():
+            self._writer.add_scalar(name, value, summary["steps"])
 
     def __enter__(self) -> Self:
         return self

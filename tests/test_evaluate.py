@@ -28,7 +28,11 @@ def test_all_who_tell_the_figures_agree(small_run, capsys):
     summary = read_summary(small_run)
     stored = json.loads((small_run / "report" / "evaluation.json").read_text())
     assert found == stored
-    assert found["accuracy"] == summary["test_accuracy"] == read_metrics(small_run)[-1]["test_accuracy"]
+    assert (
+        found["accuracy"]
+        == summary["test_accuracy"]
+        == read_metrics(small_run)[-1]["test_accuracy"]
+    )
     assert found["loss"] == summary["test_loss"]
     assert found["right"] == round(360 * found["accuracy"])
     assert f"{found['accuracy']:.2%} of 360 test images" in (

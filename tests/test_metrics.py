@@ -1,14 +1,16 @@
 """Figures about answers, against hand-made cases and the textbooks."""
 
+from statistics import NormalDist
+from typing import Any
+
 import numpy as np
 import pytest
-from statistics import NormalDist
 
 from mnist_flax import metrics
 from mnist_flax.inference import losses
 
 
-def sure(answers, probability=0.999):
+def sure(answers, probability: Any = 0.999):
     """Logits [1, N, 10] that give each answer that probability."""
     answers = np.asarray(answers)
     logits = np.zeros((1, len(answers), 10), np.float32)

@@ -1,8 +1,10 @@
 """Event files, read back by TensorBoard's own reader."""
 
+from typing import Any
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from mnist_flax.spread import figure
 from mnist_flax.tensorboard import TensorBoard
@@ -49,12 +51,15 @@ def test_a_runs_board_holds_its_figures_pictures_and_hyperparameters(small_run):
     for line in read_metrics(small_run):
         for name in ("train_loss", "test_loss", "test_accuracy", "learning_rate"):
             assert (line["step"], pytest.approx(line[name])) in scalars(folder, name)
+    assert scalars(folder, "result/test_accuracy") == [
+        (read_summary(small_run)["steps"], pytest.approx(read_summary(small_run)["test_accuracy"]))
+    ]
     assert {"confusion", "mistakes"} <= set(board.Tags()["images"])
     (event,) = board.Images("confusion")
     assert event.step == read_summary(small_run)["steps"]
     assert event.encoded_image_string.startswith(b"\x89PNG")
     tags = board.summary_metadata
     content = tags["_hparams_/session_start_info"].plugin_data.content
-    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    start: Any = parse_session_start_info_plugin_data(content)
     assert start.hparams["batch_size"].number_value == 128
     assert start.hparams["dataset"].string_value == "digits"

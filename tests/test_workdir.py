@@ -43,11 +43,13 @@ def test_a_damaged_config_is_named(tmp_path, content):
 
 def test_metrics_go_on_after_the_checkpoint(tmp_path):
     path = tmp_path / workdir.METRICS
-    assert workdir.read_metrics(path, 100) == []
+    assert workdir.rewind_metrics(path, 100) == []
+    assert not path.exists()
     for step in (10, 20, 30):
         workdir.append_metrics(path, {"step": step})
     with path.open("a") as file:
         file.write('{"step": 4')  # torn by a kill
-    assert workdir.read_metrics(path, 20) == [{"step": 10}, {"step": 20}]
+    assert workdir.read_metrics(path) == [{"step": 10}, {"step": 20}, {"step": 30}]
+    assert workdir.rewind_metrics(path, 20) == [{"step": 10}, {"step": 20}]
     workdir.append_metrics(path, {"step": 30})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30]
