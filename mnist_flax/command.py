@@ -1,7 +1,7 @@
 """What all commands share: how they read their options, and how they end.
 
 Exit codes: 0 done; 2 the user's mistake, told in one line; 143 ended by SIGTERM and 130 by
-Ctrl-C; 1 anything else. Imports nothing heavy.
+Ctrl-C; 141 nobody reads the output any more; 1 anything else. Imports nothing heavy.
 """
 
 import argparse
@@ -28,7 +28,12 @@ def run_command(action: Callable[[], int], interrupted: str = "interrupted") -> 
     """Runs a command's action; returns its exit code, after telling the user's mistakes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return action()
+        code = action()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output, like `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

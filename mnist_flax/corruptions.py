@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnist_flax.augment import bilinear
-from mnist_flax.inference import probabilities
+from mnist_flax.metrics import right_share
 from mnist_flax.trained import Trained
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -109,17 +109,13 @@ KINDS: dict[str, Callable[[jax.Array, Images, float], Images]] = {
 
 def robustness(trained: Trained, images: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
     """The share of right answers for each kind at severities 0 (clean) to 5."""
-
-    def right(images: np.ndarray) -> float:
-        answers = probabilities(trained.logits(images)).argmax(axis=-1)
-        return float((answers == labels).mean())
-
-    clean = right(images)
+    clean = right_share(trained.logits(images), labels)
     worse = jax.jit(corrupt, static_argnames=("kind", "severity"))
     found = {}
     for number, kind in enumerate(KINDS):
         key = jax.random.fold_in(jax.random.key(trained.config.seed), number)
         found[kind] = [clean]
         for severity in SEVERITIES:
-            found[kind].append(right(np.asarray(worse(key, images, kind, severity))))
+            corrupted = np.asarray(worse(key, images, kind, severity))
+            found[kind].append(right_share(trained.logits(corrupted), labels))
     return found

@@ -40,6 +40,9 @@ class Options:
     corruptions: bool = False
     """Also with images that are noisy, blurred, moved, turned, covered, and so on."""
 
+    mnist_c: bool = False
+    """Also on MNIST-C's corrupted test images, which TFDS downloads once (247 MB)."""
+
     json: bool = False
     """Print everything as JSON, with every mistake."""
 
@@ -76,7 +79,7 @@ def evaluate_run(options: Options) -> dict[str, Any]:
     if options.workdir is None:
         raise UserError("--workdir is missing: the folder of a trained run")
     from mnist_flax.data import load_dataset
-    from mnist_flax.metrics import assess
+    from mnist_flax.metrics import assess, right_share
     from mnist_flax.trained import load_trained
 
     folder = options.workdir.expanduser().absolute()
@@ -104,6 +107,14 @@ def evaluate_run(options: Options) -> dict[str, Any]:
         from mnist_flax.corruptions import robustness
 
         evaluation["robustness"] = robustness(trained, images, labels)
+    if options.mnist_c:
+        from mnist_flax.mnist_c import load_mnist_c
+
+        corrupted = load_mnist_c(options.data_dir, options.manual_dir, say)
+        evaluation["mnist_c"] = {
+            kind: right_share(trained.logits(images), labels)
+            for kind, (images, labels) in corrupted.items()
+        }
     if not options.no_report:
         _write_report(folder, trained, images, labels, evaluation)
     return evaluation
@@ -149,6 +160,9 @@ def describe(evaluation: dict[str, Any]) -> str:
             f"{kind:<15}" + "".join(f"{accuracy:>8.2%}" for accuracy in accuracies)
             for kind, accuracies in evaluation["robustness"].items()
         ]
+    if "mnist_c" in evaluation:
+        lines += ["", "MNIST-C"]
+        lines += [f"{kind:<15}{right:>8.2%}" for kind, right in evaluation["mnist_c"].items()]
     return "\n".join(lines)
 
 

@@ -63,6 +63,11 @@ def assess(
     }
 
 
+def right_share(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The accuracy of the common answer: logits [seeds, N, 10], labels [N]."""
+    return float((probabilities(logits).argmax(axis=-1) == labels).mean())
+
+
 def top_confusions(confusion: np.ndarray, count: int = 10) -> list[dict[str, int]]:
     """The most frequent mistakes: `label` taken for `answer`, `count` times."""
     wrong = confusion * (1 - np.eye(len(confusion), dtype=int))

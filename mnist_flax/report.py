@@ -150,6 +150,7 @@ def page(
             pictures,
             "robustness",
         ),
+        *_mnist_c(evaluation.get("mnist_c", {})),
         *_section("How it learned", "", pictures, "curves"),
     ]
     if metrics:
@@ -221,6 +222,14 @@ def _section(title: str, text: str, pictures: Mapping[str, bytes], name: str) ->
     # On a phone, what has many small parts is scrolled rather than shrunk.
     kind = "wide" if name in WIDE else "whole"
     yield f'<div class="{kind}"><img alt="{title}" src="data:image/png;base64,{encoded}"></div>'
+
+
+def _mnist_c(shares: Mapping[str, float]) -> Iterator[str]:
+    if shares:
+        yield "<h2>MNIST-C</h2>"
+        mean = sum(shares.values()) / len(shares)
+        yield f"<p>The test images in {len(shares)} corruptions: {mean:.2%} right on average.</p>"
+        yield _table(("corruption", "right"), ((kind, f"{s:.2%}") for kind, s in shares.items()))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

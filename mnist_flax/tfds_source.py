@@ -68,7 +68,7 @@ def load_tfds(
 def _make_cache(
     name: str, data_dir: Path | None, manual_dir: Path | None, log: Callable[[str], None]
 ) -> dict[str, Arrays]:
-    with _quiet_tfds():
+    with quiet_tfds():
         builder = _builder(name, data_dir)
         if not builder.is_prepared():
             _prepare(builder, manual_dir, log)
@@ -132,30 +132,37 @@ def read_idx(path: os.PathLike[str]) -> np.ndarray:
 
 
 def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) -> None:
-    import requests
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.util import DownloadError
 
     files = [file for split in SPLITS for file in FILES[split]]
     if manual_dir is None or not all((manual_dir / file).exists() for file in files):
-        _probe(builder.URL + files[0], builder.name)
+        probe(builder.URL + files[0], builder.name, "the four original .gz files")
         log(f"downloading {builder.name} to {builder.data_dir}")
     log(f"preparing {builder.name} in {builder.data_dir} (only this once, about 15 s)")
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir, try_download_gcs=False, force_checksums_validation=True
     )
+    with explaining_downloads(builder.name), contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_config=config)
+
+
+@contextlib.contextmanager
+def explaining_downloads(name: str) -> Iterator[None]:
+    """Turns what TFDS raises about a download into what people can read."""
+    import requests
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
+
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_config=config)
+        yield
     except NonMatchingChecksumError as error:
         detail = " ".join(str(error).split(" To debug")[0].split())
         raise UserError(f"a file is not the original one: {detail}") from error
     except (DownloadError, requests.RequestException) as error:
-        raise DataUnavailable(f"{builder.name} cannot be downloaded: {error}") from error
+        raise DataUnavailable(f"{name} cannot be downloaded: {error}") from error
 
 
-def _probe(url: str, name: str) -> None:
+def probe(url: str, name: str, files: str) -> None:
     """Finds out in at most `PROBE_SECONDS` whether there is a network; TFDS takes minutes.
 
     In a thread, because looking up a host name cannot be given a time limit.
@@ -178,7 +185,7 @@ def _probe(url: str, name: str) -> None:
         reason = getattr(problem, "reason", problem)
         raise DataUnavailable(
             f"{name} is not on this machine and cannot be downloaded ({reason}); "
-            "--manual-dir takes a folder with the four original .gz files"
+            f"--manual-dir takes a folder with {files}"
         )
 
 
@@ -243,7 +250,7 @@ def _lock(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
+def quiet_tfds() -> Iterator[None]:
     """Keeps TFDS's notes off the screen, and its progress bars too where it is no screen."""
     import tensorflow_datasets as tfds
 

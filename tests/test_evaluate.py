@@ -1,6 +1,7 @@
 """The command that evaluates a checkpoint, and that all who tell its figures agree."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -100,3 +101,13 @@ def test_evaluating_imports_nothing_of_training(small_run):
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_reader_who_has_had_enough_is_no_error(small_run):
+    arguments = ("--workdir", str(small_run), "--no-report")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mnist_flax.evaluate", *arguments]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
