@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from mnist_flax.spread import seeds_of
 
@@ -58,7 +58,8 @@ def confusion(matrix: Sequence[Sequence[int]]) -> bytes:
             color = GREY if row == column else "white" if dark else "black"
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=8)
     axes.set(xlabel="answer", ylabel="label", xticks=DIGITS, yticks=DIGITS)
-    figure.colorbar(picture, label="images answered wrongly", shrink=0.8)
+    whole = MaxNLocator(integer=True)
+    figure.colorbar(picture, label="images answered wrongly", shrink=0.8, ticks=whole)
     return _png(figure)
 
 
@@ -91,7 +92,7 @@ def reliability(calibration: Mapping[str, Any]) -> bytes:
     above.plot([0, 1], [0, 1], "--", color=GREY, label="as right as sure")
     above.plot(
         [row["confidence"] for row in bins], [row["accuracy"] for row in bins], "o-", color=BLUE,
-        label=f"this network (ECE {calibration['ece']:.4f})",
+        label=f"its answers (ECE {calibration['ece']:.4f})",
     )  # fmt: skip
     above.set(ylabel="share answered right", xlim=(0, 1), ylim=(0, 1.02))
     above.legend()

@@ -156,7 +156,8 @@ def page(
     if metrics:
         parts.append(_table(metrics[0], (line.values() for line in metrics)))
     for name, values in (("Summary", summary), ("Config", config)):
-        parts += [f"<h2>{name}</h2>", _table(("", ""), _flat(values))]
+        rows = ((name, _text(value)) for name, value in _flat(values))
+        parts += [f"<h2>{name}</h2>", _table(("", ""), rows)]
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -174,7 +175,11 @@ def claim(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         f"images right"
     )
     if seeds > 1:
-        text += f" (mean and standard deviation of {seeds} networks, {low} to {high}% together)"
+        together = evaluation["right"] / evaluation["examples"]
+        text += (
+            f" (mean and standard deviation of {seeds} networks); by their mean probability "
+            f"{together:.2%} (95% interval {low} to {high}%)"
+        )
     else:
         text += f" (95% interval {low} to {high}%)"
     if summary:
@@ -234,10 +239,11 @@ def _mnist_c(shares: Mapping[str, float]) -> Iterator[str]:
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
+        title = prefix + name.replace("_", " ")
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}: ")
+            yield from _flat(value, f"{title}: ")
         else:
-            yield prefix + name.replace("_", " "), value
+            yield title, value
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -247,11 +253,16 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        text = f"{value['mean']:.5g} ± {value['std']:.2g}"
-    elif isinstance(value, float):
-        text = f"{value:.5g}"
-    else:
-        text = value if isinstance(value, str) else json.dumps(value)
+    text = _text(value)
     kind = " class=long" if len(text) > 40 else " class=text" if isinstance(value, str) else ""
     return f"<td{kind}>{html.escape(text)}</td>"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.5g} ± {value['std']:.2g}"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,10 +1,13 @@
 """A trained run's networks, ready to be asked: from its workdir alone, without training."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax import stages
 
 from mnist_flax import checkpoint, inference, model, seeds, workdir
 from mnist_flax import config as config_lib
@@ -47,14 +50,23 @@ class Trained:
 
         By the program that a run evaluates by, and so to the same bits.
         """
-        mesh = seeds.seed_mesh(self.config.num_seeds)
-        params = jax.device_put(self.params, seeds.by_seed(self.config, mesh))
-        on_device = jax.device_put(images, seeds.shared(mesh))
-        predict = seeds.over_seeds(inference.predict_logits, (0, None), self.config, mesh)
-        logits = np.asarray(
-            seeds.compile_lowered(predict.lower(params, on_device))(params, on_device)
-        )
+        logits = np.asarray(self._predict(images))
         return logits.reshape((self.config.num_seeds, len(images), model.NUM_CLASSES))
+
+    @functools.cached_property
+    def _predict(self) -> Callable[[np.ndarray], jax.Array]:
+        """With the parameters on the device, and compiled once for each number of images."""
+        mesh = seeds.seed_mesh(self.config.num_seeds)
+        shared = seeds.shared(mesh)
+        params = jax.device_put(self.params, seeds.by_seed(self.config, mesh))
+        predict = seeds.over_seeds(inference.predict_logits, (0, None), self.config, mesh)
+
+        @functools.cache
+        def compiled(shape: tuple[int, ...]) -> stages.Compiled:
+            images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=shared)
+            return seeds.compile_lowered(predict.lower(params, images))
+
+        return lambda images: compiled(images.shape)(params, jax.device_put(images, shared))
 
 
 def load_trained(folder: Path, which: str = "latest") -> Trained:

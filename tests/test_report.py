@@ -55,7 +55,7 @@ def test_the_page_stands_alone_and_escapes():
     page = report.page({"seed": 0}, LINES, SUMMARY, EVALUATION, pictures)
     assert "70.00% of 10 test images right (95% interval 39.68 to 89.22%), after 3 epochs" in page
     assert "81,066 parameters" in page
-    assert "<td class=text>seconds: total</td><td>1.5</td>" in page
+    assert "<td class=text>seconds: total</td><td class=text>1.5</td>" in page
     assert "3 wrong answers" in page
     assert "<b>" not in page
     assert not re.search(r"https?:|src=\"(?!data:)|href=\"(?!data:)", page)
@@ -67,6 +67,7 @@ def test_the_page_tells_of_several_networks():
     evaluation = EVALUATION | metrics.assess(logits, LABELS)
     page = report.page({}, SEEDS, SUMMARY, evaluation, {})
     assert "85.00% ± 21.21 of 10 test images right (mean and standard deviation of 2" in page
+    assert f"by their mean probability {evaluation['right'] / 10:.2%} (95% interval" in page
 
 
 def test_a_perfect_network_has_a_page_too():
