@@ -26,6 +26,7 @@ from mnist_flax.optimizer import learning_rate
 from mnist_flax.programs import Programs, compile_programs
 from mnist_flax.spread import figure, mean_of, percent
 from mnist_flax.tensorboard import TensorBoard
+from mnist_flax.timing import Clock, Meter
 from mnist_flax.train import TrainState
 from mnist_flax.trained import Trained
 
@@ -92,7 +93,7 @@ def run_experiment(
       Stopped: by SIGTERM or Ctrl-C while training, after saving.
       Diverged: the loss is not finite.
     """
-    clock = _Clock(import_seconds)
+    clock = Clock(import_seconds)
     dataset = load_dataset(config.dataset, data_dir, manual_dir, config.validation_fraction, log)
     config = dataclasses.replace(config, dataset=dataset.name)
     workdir.begin(folder, config)
@@ -121,7 +122,7 @@ def run_experiment(
     return summary
 
 
-def _summarize(run: Run, state: TrainState, dataset: Dataset, clock: "_Clock") -> dict[str, Any]:
+def _summarize(run: Run, state: TrainState, dataset: Dataset, clock: Clock) -> dict[str, Any]:
     """The content of `summary.json`."""
     config, last = run.config, run.metrics[-1]
     return {
@@ -165,7 +166,7 @@ def _report(run: Run, state: TrainState, dataset: Dataset, summary: dict[str, An
 
 def _train(run: Run, state: TrainState) -> TrainState:
     """The loop: trains to the last step, evaluating and saving at the ends of epochs."""
-    config, step, meter = run.config, _step_of(state), _Meter()
+    config, step, meter = run.config, _step_of(state), Meter()
     bar = tqdm(total=config.total_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
     with bar, _noting_signals() as signals:
         for epoch in range(step // config.steps_per_epoch, config.epochs):
@@ -177,7 +178,7 @@ def _train(run: Run, state: TrainState) -> TrainState:
 
 
 def _train_epoch(
-    run: Run, state: TrainState, epoch: int, meter: "_Meter", bar: tqdm, signals: list[int]
+    run: Run, state: TrainState, epoch: int, meter: Meter, bar: tqdm, signals: list[int]
 ) -> TrainState:
     """Trains to the end of an epoch, in parts of about `PACE_SECONDS`."""
     step, end = _step_of(state), (epoch + 1) * run.config.steps_per_epoch
@@ -201,7 +202,7 @@ def _save_and_stop(run: Run, state: TrainState, signals: list[int]) -> None:
     raise Stopped(signals[0], _step_of(state))
 
 
-def _end_epoch(run: Run, state: TrainState, meter: "_Meter") -> None:
+def _end_epoch(run: Run, state: TrainState, meter: Meter) -> None:
     """Evaluates, writes a line of metrics and saves, each if it is due."""
     config, step = run.config, _step_of(state)
     epoch = step // config.steps_per_epoch
@@ -284,41 +285,6 @@ def _environment() -> dict[str, Any]:
         "device_kind": device.device_kind,
         "device_count": jax.device_count(),
     }
-
-
-class _Clock:
-    """Seconds of this process, divided into named laps."""
-
-    def __init__(self, import_seconds: float):
-        self._laps = {"import": import_seconds}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._laps[name], self._last = now - self._last, now
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        return self._laps | {"total": sum(self._laps.values())}
-
-
-class _Meter:
-    """Images trained on, and the seconds that took, since the last reading; and the pace."""
-
-    def __init__(self) -> None:
-        self._images, self._seconds, self._steps_per_second = 0, 0.0, 0.0
-
-    def add(self, steps: int, images: int, seconds: float) -> None:
-        self._images, self._seconds = self._images + images, self._seconds + seconds
-        self._steps_per_second = steps / seconds
-
-    def steps_in(self, seconds: float) -> int:
-        return max(1, int(self._steps_per_second * seconds))
-
-    def read(self) -> dict[str, float]:
-        reading = {"seconds": self._seconds, "images_per_second": self._images / self._seconds}
-        self._images, self._seconds = 0, 0.0
-        return reading
 
 
 @contextlib.contextmanager
