@@ -42,9 +42,10 @@ class Options:
     workdir: OptionalPath = None
     """Folder for all that the run leaves behind. Required."""
 
-    preset: Literal["default", "quick", "best", "reference"] = "default"
+    preset: Literal["default", "quick", "best", "large", "reference"] = "default"
     """Where the config starts from; other flags override it. `quick` is one epoch, `best` is
-    60 with stronger augmentation, `reference` the Keras tutorial."""
+    60 with stronger augmentation, `large` has twice the channels, `reference` is the Keras
+    tutorial."""
 
     data_dir: OptionalPath = None
     """TFDS's data folder. Default: TFDS_DATA_DIR, else TFDS's own."""

@@ -146,7 +146,7 @@ def test_the_ablation_goes_from_one_preset_to_the_other():
     flags = list(ablation.cumulative(ablation.PATH).values())
     assert parse([*flags[0], "--workdir", "w"]).config == PRESETS["reference"]
     assert parse([*flags[-1], "--workdir", "w"]).config == PRESETS["default"]
-    for table, preset in (("WITHOUT_DEFAULT", "default"), ("WITHOUT_BEST", "best")):
+    for table, preset in (("AROUND_DEFAULT", "default"), ("WITHOUT_BEST", "best")):
         for name, changes in getattr(ablation, table).items():
             config = parse(["--preset", preset, *changes, "--workdir", "w"]).config
             assert (config == PRESETS[preset]) == (not changes), name

@@ -68,13 +68,18 @@ def test_orthogonal_is_newton_schulz_by_the_book(key, shape):
     assert 0.4 < values.min() / wide <= values.max() / wide < 1.25
 
 
+def muon(**changes):
+    fixed = {"dataset": "digits", "optimizer": "muon", "schedule": "constant"}
+    return Config(**fixed, learning_rate=1e-3, **changes)
+
+
 def test_nothing_to_learn_moves_nothing():
     assert not orthogonal(jnp.zeros((64, 32))).any()
 
 
 def test_muon_is_optaxs_but_for_the_biases(key):
     """Optax gives its momentum a start-up correction, so the first steps differ a little."""
-    config = Config(dataset="digits", schedule="constant", learning_rate=1e-3, weight_decay=0.5)
+    config = muon(weight_decay=0.5)
     ours = optimizer(config)
     theirs = optax.contrib.muon(
         1e-3,
@@ -109,7 +114,7 @@ def test_muon_is_optaxs_but_for_the_biases(key):
 
 
 def test_biases_take_adams_steps_without_decay(key):
-    config = Config(dataset="digits", schedule="constant", learning_rate=1e-3)
+    config = muon()
     params = {"Dense_0": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
     gradients = jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
     adam = optax.adam(1e-3, eps=config.adam_epsilon)
