@@ -17,6 +17,10 @@ DATASET_SIZES = {
 }
 
 
+# Of every data set, as uint8.
+IMAGE_SHAPE = (28, 28, 1)
+
+
 class UserError(Exception):
     """A mistake that the user can mend. Its text is one line for people."""
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_flax.config import DATASET_SIZES, UserError
+from mnist_flax.config import DATASET_SIZES, IMAGE_SHAPE, UserError
 from mnist_flax.tfds_source import SPLITS, Arrays, DataUnavailable, load_tfds
-
-IMAGE_SHAPE = (28, 28, 1)
 
 
 @dataclasses.dataclass(frozen=True)

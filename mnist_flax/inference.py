@@ -20,9 +20,10 @@ BATCH = 200
 def predict_logits(params: model.Params, images: jax.Array, config: Config) -> jax.Array:
     """Logits, float32 [N, 10], of uint8 images [N, 28, 28, 1], of which it sees the window."""
     count = images.shape[0]
-    batches = math.ceil(count / BATCH)
-    fill = [(0, batches * BATCH - count)] + [(0, 0)] * (images.ndim - 1)
-    batched = jnp.pad(images, fill).reshape((batches, BATCH, *images.shape[1:]))
+    size = max(1, min(BATCH, count))
+    batches = math.ceil(count / size)
+    fill = [(0, batches * size - count)] + [(0, 0)] * (images.ndim - 1)
+    batched = jnp.pad(images, fill).reshape((batches, size, *images.shape[1:]))
 
     def predict(images: jax.Array) -> jax.Array:
         return model.apply(params, to_unit(window(images, config)), config.precision)

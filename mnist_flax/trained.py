@@ -11,7 +11,7 @@ from jax import stages
 
 from mnist_flax import checkpoint, inference, model, seeds, workdir
 from mnist_flax import config as config_lib
-from mnist_flax.config import Config, UserError
+from mnist_flax.config import IMAGE_SHAPE, Config, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,39 @@ class Trained:
         """The parameters of the first network alone."""
         return self.only(0).params
 
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The digit in each image, int32 [N]; several networks answer together.
+
+        Args:
+          images: [N, 28, 28] or [N, 28, 28, 1], white on black, uint8 or float from 0 to 1.
+
+        Raises:
+          UserError: the images are something else.
+        """
+        return self.probabilities(images).argmax(axis=-1).astype(np.int32)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """How probable each digit is, float64 [N, 10]; of several networks the mean.
+
+        Args:
+          images: as in `predict`.
+
+        Raises:
+          UserError: the images are something else.
+        """
+        return inference.probabilities(self.logits(as_images(images)))
+
     def logits(self, images: np.ndarray) -> np.ndarray:
         """What each network says of uint8 images [N, 28, 28, 1]: float32 [seeds, N, 10].
 
         By the program that a run evaluates by, and so to the same bits.
         """
-        logits = np.asarray(self._predict(images))
-        return logits.reshape((self.config.num_seeds, len(images), model.NUM_CLASSES))
+        count = len(images)
+        # Filled up, so that any few images use one of eight programs.
+        full = 1 << max(count - 1, 0).bit_length() if count < inference.BATCH else count
+        filled = np.concatenate([images, np.zeros((full - count, *images.shape[1:]), np.uint8)])
+        logits = np.asarray(self._predict(filled))
+        return logits.reshape((self.config.num_seeds, full, model.NUM_CLASSES))[:, :count]
 
     @functools.cached_property
     def _predict(self) -> Callable[[np.ndarray], jax.Array]:
@@ -67,6 +93,30 @@ class Trained:
             return seeds.compile_lowered(predict.lower(params, images))
 
         return lambda images: compiled(images.shape)(params, jax.device_put(images, shared))
+
+
+def as_images(images: np.ndarray) -> np.ndarray:
+    """Images as the data sets have them: uint8 [N, 28, 28, 1].
+
+    Floats are rounded to the nearest of 256 levels, which those of `images / 255` are already.
+
+    Raises:
+      UserError: neither uint8 nor float from 0 to 1, or of another shape.
+    """
+    given = np.asarray(images)
+    if given.ndim == 3:
+        given = given[..., np.newaxis]
+    if given.shape[1:] != IMAGE_SHAPE:
+        raise UserError(
+            f"images must be [N, 28, 28] or [N, 28, 28, 1], but are {list(np.shape(images))}"
+        )
+    if given.dtype == np.uint8:
+        return given
+    if not np.issubdtype(given.dtype, np.floating):
+        raise UserError(f"images must be uint8 or float, but are {given.dtype}")
+    if given.size and not (given.min() >= 0 and given.max() <= 1):
+        raise UserError("float images must be from 0 to 1; divide by 255, or give them as uint8")
+    return np.round(given * 255).astype(np.uint8)
 
 
 def load_trained(folder: Path, which: str = "latest") -> Trained:
