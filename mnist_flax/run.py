@@ -126,7 +126,8 @@ def _run(options: Options) -> int:
     except experiment.Diverged as diverged:
         print(f"error: {diverged}", file=sys.stderr)
         return 1
-    _log(f"{_result(summary)}; see {folder / workdir.REPORT / 'index.html'}")
+    told = workdir.SUMMARY if options.no_report else f"{workdir.REPORT}/index.html"
+    _log(f"{_result(summary)}; see {folder / told}")
     return 0
 
 

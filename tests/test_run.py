@@ -26,8 +26,12 @@ def longer_run(tmp_path_factory):
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     lines = output.splitlines()
-    assert [line.split()[1] for line in lines[:-1]] == [f"{i}/12" for i in range(1, 13)]
+    epochs = [line.split()[1] for line in lines if line.startswith("epoch ")]
+    assert epochs == [f"{i}/12" for i in range(1, 13)]
+    assert " left" in lines[0]
+    assert "of 360 test images wrong" in lines[12]
     assert lines[-1].startswith("digits: test accuracy ")
+    assert len(lines) < 20
     assert errors == ""
     return workdir
 
@@ -66,6 +70,7 @@ def test_leaves_what_the_contract_says(small_run):
             "step",
             "epoch",
             "dataset",
+            "learning_rate",
             "train_loss",
             "test_loss",
             "test_accuracy",
@@ -87,8 +92,19 @@ def test_leaves_what_the_contract_says(small_run):
     assert seconds["total"] == pytest.approx(sum(seconds.values()) / 2)
     assert {"jax", "flax", "backend", "device_kind", "device_count"} <= set(summary["environment"])
     assert sorted(path.name for path in (small_run / "checkpoints").iterdir()) == ["24", "36", "48"]
-    assert {path.name for path in (small_run / "report").iterdir()} == {"curves.png", "index.html"}
+    pictures = ("confusion", "curves", "filters", "mistakes", "reliability", "saliency")
+    assert {path.name for path in (small_run / "report").iterdir()} == {
+        "evaluation.json",
+        "index.html",
+        *(f"{name}.png" for name in pictures),
+    }
     assert "digits" in (small_run / "report" / "index.html").read_text()
+
+
+def test_the_report_can_be_left_out(tmp_path, capsys):
+    assert run.main(["--workdir", str(tmp_path), *SMALL, "--epochs", "1", "--no-report"]) == 0
+    assert not (tmp_path / "report").exists()
+    assert capsys.readouterr().out.endswith(f"see {tmp_path / 'summary.json'}\n")
 
 
 def test_the_same_command_again_leaves_a_finished_run_alone(small_run, capsys):
