@@ -1,0 +1,186 @@
+"""The command `python -m mnist_flax.export`: a trained run as a file for other programs.
+
+Each file is run right after it was written, and must answer as the checkpoint does.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mnist_flax import __version__, command, workdir
+from mnist_flax.command import OptionalPath, keep_compiled_programs, path_from_environment
+from mnist_flax.config import UserError
+
+PROG = "python -m mnist_flax.export"
+
+# How far a probability may be from the checkpoint's.
+TOLERANCE = 1e-5
+
+INTERFACE = (
+    "From images, uint8 [N, 28, 28, 1], a white digit on black, 20 pixels high or wide and "
+    "centred, to probabilities, float32 [N, 10], of the digits 0 to 9"
+)
+PURPOSE = "Reading single handwritten digits 0 to 9 that look like the training data; teaching."
+LIMITS = (
+    "It answers with a digit whatever it is shown: letters, several digits and blank images too.",
+    "Noise, blur, strong rotation and low contrast make it worse; `mnist_flax.evaluate "
+    "--corruptions` says by how much.",
+    "Photos and drawings have to be brought to the format of the training data first, as "
+    "`mnist_flax.predict` does.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Writes a trained run as a file for other programs, checks it, and adds a model card."""
+
+    workdir: OptionalPath = None
+    """The run's workdir. Required."""
+
+    output: OptionalPath = None
+    """The file to write. Required. The model card goes beside it."""
+
+    format: Literal["stablehlo", "onnx", "safetensors"] = "stablehlo"
+    """`stablehlo` for JAX and XLA, `onnx` for ONNX Runtime and the like; both with the scaling of
+    the images inside. `safetensors` holds the parameters alone."""
+
+    checkpoint: str = "latest"
+    """Which checkpoint: `latest`, `best` (by the validation accuracy) or a step."""
+
+    seed_index: int | None = None
+    """Which of several networks. Default: all, answering together by their mean probability."""
+
+    data_dir: OptionalPath = None
+    """TFDS's data folder. Default: TFDS_DATA_DIR, else TFDS's own."""
+
+    manual_dir: OptionalPath = dataclasses.field(
+        default_factory=lambda: path_from_environment("MNIST_FLAX_MANUAL_DIR")
+    )
+    """Read-only folder with the four original .gz files. Default: MNIST_FLAX_MANUAL_DIR."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+
+    def action() -> int:
+        options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
+        card = export_run(options)
+        print(
+            f"{options.output}: {card['accuracy']:.2%} of {card['checked_on']['examples']:,} "
+            f"{card['checked_on']['dataset']} test images right, probabilities within "
+            f"{card['checked_on']['largest_difference']:.1e} of the checkpoint's"
+        )
+        return 0
+
+    return command.run_command(action)
+
+
+def export_run(options: Options) -> dict[str, Any]:
+    """Writes the file and its card, and returns the card.
+
+    Raises:
+      UserError: something that the user can mend.
+    """
+    if options.workdir is None:
+        raise UserError("--workdir is missing: the folder of a trained run")
+    if options.output is None:
+        raise UserError("--output is missing: the file to write")
+    from mnist_flax import load
+    from mnist_flax.formats import FORMATS, LAYOUT
+
+    keep_compiled_programs()
+    trained = load(options.workdir, options.checkpoint, options.seed_index)
+    name, images, labels = _test_images(trained.config.dataset, options)
+    write, read = FORMATS[options.format]
+    output = options.output.expanduser().absolute()
+    try:
+        write(trained, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    found, expected = read(output)(images), trained.probabilities(images)
+    difference = float(np.abs(found - expected).max())
+    if difference > TOLERANCE or (found.argmax(-1) != expected.argmax(-1)).any():
+        output.unlink()
+        raise RuntimeError(f"{output} answered otherwise than the checkpoint, by {difference:.1e}")
+    card = {
+        "file": output.name,
+        "format": options.format,
+        "interface": LAYOUT if options.format == "safetensors" else INTERFACE,
+        "trained_on": trained.config.dataset,
+        "accuracy": float((found.argmax(axis=-1) == labels).mean()),
+        "checked_on": {
+            "dataset": name,
+            "examples": len(labels),
+            "largest_difference": difference,
+        },
+        "seeds": trained.seeds,
+        "step": trained.step,
+        "parameters": _count(trained),
+        "purpose": PURPOSE,
+        "limits": list(LIMITS),
+        "mnist_flax": __version__,
+        "config": dataclasses.asdict(trained.config),
+    }
+    workdir.write_json(output.with_name(f"{output.name}.card.json"), card)
+    workdir.write_text(output.with_name(f"{output.name}.card.md"), describe(card))
+    return card
+
+
+def describe(card: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    checked = card["checked_on"]
+    config = "\n".join(f"| `{name}` | {json.dumps(v)} |" for name, v in card["config"].items())
+    return f"""# {card["file"]}
+
+A convolutional network that reads handwritten digits, trained on {card["trained_on"]} by mnist_flax
+{card["mnist_flax"]}. Its seeds: {", ".join(map(str, card["seeds"]))}; parameters of each network:
+{card["parameters"]:,}.
+
+- Format: {card["format"]}
+- {card["interface"]}
+- Right: {card["accuracy"]:.2%} of the {checked["examples"]:,} test images of {checked["dataset"]}
+- Checked on these against the checkpoint of step {card["step"]:,}: the same answers, and
+  probabilities within {checked["largest_difference"]:.1e}
+
+## Meant for
+
+{card["purpose"]}
+
+## Limits
+
+{chr(10).join(f"- {limit}" for limit in card["limits"])}
+
+## Config
+
+| field | value |
+|---|---|
+{config}
+"""
+
+
+def _test_images(name: str, options: Options) -> tuple[str, np.ndarray, np.ndarray]:
+    """The test split of a data set or, where it cannot be had, of the bundled digits."""
+    from mnist_flax.data import load_dataset
+    from mnist_flax.tfds_source import DataUnavailable
+
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    try:
+        dataset = load_dataset(name, options.data_dir, options.manual_dir, log=say)
+    except DataUnavailable as error:
+        say(f"{error}; checking on scikit-learn's digits instead")
+        dataset = load_dataset("digits")
+    return dataset.name, *dataset.test
+
+
+def _count(trained: Any) -> int:
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(trained.first_params()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
