@@ -19,7 +19,7 @@ from mnist_flax.config import UserError
 MAX_PIXELS = 100_000_000
 # What Pillow reads by itself; EPS, for one, would start another program.
 FORMATS = (
-    *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF"),
+    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF"),
     "JPEG2000",
 )
 
