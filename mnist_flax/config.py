@@ -199,7 +199,7 @@ PRESETS = {
     "default": Config(),
     # One epoch, about ten seconds.
     "quick": Config(epochs=1, learning_rate=8e-3, weight_decay=0.0),
-    # The most that the 81,066 parameters have given: about six minutes.
+    # The most that the 81,066 parameters have given: about ten minutes.
     "best": _BEST,
     # Twice as wide, 307,114 parameters, for the last tenth: about fifteen minutes.
     "large": dataclasses.replace(_BEST, channels=128, epochs=40),
