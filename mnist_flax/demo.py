@@ -126,7 +126,9 @@ def build(answer: Callable[["Image.Image | None"], Answer]) -> Any:
       UserError: Gradio is not installed.
     """
     gradio = _gradio()
-    with gradio.Blocks(title="mnist_flax", analytics_enabled=False) as page:
+    with gradio.Blocks(
+        title="mnist_flax", analytics_enabled=False, delete_cache=(600, 600)
+    ) as page:
         gradio.Markdown("## Draw a digit")
         with gradio.Row():
             with gradio.Column():
@@ -143,11 +145,8 @@ def build(answer: Callable[["Image.Image | None"], Answer]) -> Any:
                         brush=gradio.Brush(default_size=18, colors=["#000000"], color_mode="fixed"),
                     )
                 with gradio.Tab("Upload"):
-                    upload = gradio.Image(
-                        label="A photo or a scan of one digit",
-                        type="filepath",
-                        sources=["upload", "clipboard"],
-                    )
+                    # Not an Image, which would open the file itself, and complain by itself.
+                    upload = gradio.File(label="A photo or a scan of one digit")
             with gradio.Column():
                 said = gradio.Markdown("Draw a digit, or upload one.")
                 with gradio.Row():

@@ -1,0 +1,130 @@
+"""The page to draw on: what it answers, and the page itself in a real browser."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from urllib.parse import urlparse
+
+import pytest
+from PIL import Image
+
+from mnist_flax import demo, load, run
+from tests.conftest import SMALL
+from tests.test_preprocess import seven
+
+gradio = pytest.importorskip("gradio")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+# A 3, a 7 and a 1, in the coordinates of a drawing surface of 1 x 1.
+STROKES = {
+    3: [(0.3, 0.2), (0.55, 0.12), (0.7, 0.3), (0.48, 0.47), (0.72, 0.65), (0.55, 0.87), (0.3, 0.8)],
+    7: [(0.25, 0.2), (0.7, 0.18), (0.45, 0.85)],
+    1: [(0.5, 0.12), (0.5, 0.88)],
+}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """The workdir of a network that can read: of MNIST where it is here, or else of digits."""
+    workdir = tmp_path_factory.mktemp("reader") / "run"
+    known = os.environ.get("MNIST_FLAX_MANUAL_DIR")
+    flags = ("--dataset", "mnist", "--preset", "quick") if known else (*SMALL, "--epochs", "30")
+    assert run.main(["--workdir", str(workdir), *flags, "--no-report"]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def answer(reader):
+    return demo.answerer(load(reader))
+
+
+def test_an_answer_has_all_that_the_page_shows(answer):
+    given, chances, saliency, said = answer(seven())
+    assert given.shape == saliency.shape == (224, 224)
+    assert given.max() == saliency.max() == 255
+    assert list(chances) == [str(digit) for digit in range(10)]
+    assert sum(chances.values()) == pytest.approx(1)
+    assert said.startswith(f"# {max(chances, key=chances.get)}")
+
+
+def test_what_is_no_digit_gets_a_message(answer, tmp_path):
+    assert answer(None) == (None, None, None, "Draw a digit, or upload one.")
+    assert "I see no digit" in answer(Image.new("L", (90, 90), 255))[3]
+    (tmp_path / "text.png").write_text("no picture")
+    assert demo._uploaded(answer, str(tmp_path / "text.png"))[3].startswith("That is not a picture")
+    assert demo._drawn(None) is None
+
+
+@pytest.fixture(scope="module")
+def page_of_demo(reader):
+    """A page in headless Chromium that shows the demo, which runs in a process of its own."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("there is no Chromium")
+    with socket.socket() as free:
+        free.bind((demo.HOST, 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mnist_flax.demo", "--workdir", str(reader)]
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert f"http://{demo.HOST}:{port}" in process.stdout.readline()
+        with sync_api.sync_playwright() as playwright:
+            flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+            browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+            page = browser.new_page(viewport={"width": 1200, "height": 900})
+            yield page, f"http://{demo.HOST}:{port}"
+            browser.close()
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.slow
+def test_digits_drawn_with_a_mouse_are_read(page_of_demo):
+    page, address = page_of_demo
+    outside, errors = [], []
+    page.on("request", lambda request: outside.append(urlparse(request.url).hostname))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    for digit, points in STROKES.items():
+        page.goto(address)
+        draw(page, points)
+        page.wait_for_selector(f"h1:text-is('{digit}')", timeout=30_000)
+    assert set(outside) <= {demo.HOST, None, ""}
+    assert errors == []
+
+
+@pytest.mark.slow
+def test_a_second_visitor_and_garbage_are_answered(page_of_demo, tmp_path):
+    first, address = page_of_demo
+    (tmp_path / "text.png").write_text("no picture")
+    seven().save(tmp_path / "seven.png")
+    second = first.context.browser.new_page()
+    for page in (first, second):
+        page.goto(address)
+    for page in (second, first):
+        page.get_by_role("tab", name="Upload").click()
+        page.set_input_files("input[type=file] >> nth=-1", tmp_path / "seven.png")
+        page.wait_for_selector("h1", timeout=30_000)
+    second.close()
+    first.goto(address)
+    first.get_by_role("tab", name="Upload").click()
+    first.set_input_files("input[type=file] >> nth=-1", tmp_path / "text.png")
+    first.wait_for_selector("text=not a picture", timeout=30_000)
+
+
+def draw(page, points):
+    """Draws with the mouse on the white square of the sketchpad."""
+    page.wait_for_selector("canvas", timeout=60_000)
+    page.wait_for_timeout(2_000)
+    box = page.locator("canvas").first.bounding_box()
+    side = 288  # pixels: the drawing surface, zoomed to fit
+    left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
+    for index, (x, y) in enumerate(points):
+        page.mouse.move(left + x * side, top + y * side, steps=10)
+        if index == 0:
+            page.mouse.down()
+    page.mouse.up()
