@@ -15,6 +15,7 @@ import numpy as np
 from mnist_flax import command
 from mnist_flax.command import OptionalPath, keep_compiled_programs
 from mnist_flax.config import UserError
+from mnist_flax.predict import UNSURE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,6 +93,8 @@ def serve(trained: "Trained", port: int) -> None:
 
 def answerer(trained: "Trained") -> Callable[["Image.Image | None"], Answer]:
     """The function from a picture to all that the page shows of it."""
+    from matplotlib import colormaps
+
     from mnist_flax.inference import sway
     from mnist_flax.preprocess import to_mnist
 
@@ -109,8 +112,8 @@ def answerer(trained: "Trained") -> Callable[["Image.Image | None"], Answer]:
         return (
             _magnified(image[..., 0]),
             {str(digit): float(chance[digit]) for digit in range(10)},
-            _magnified(np.round(saliency * 255).astype(np.uint8)),
-            f"# {best}\n{chance[best]:.1%} sure",
+            _magnified(colormaps["viridis"](saliency, bytes=True)[..., :3]),
+            f"# {best}\n{chance[best]:.1%} sure{': hardly legible' if chance[best] < UNSURE else ''}",
         )
 
     answer(None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from urllib.parse import urlparse
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -42,8 +43,10 @@ def answer(reader):
 
 def test_an_answer_has_all_that_the_page_shows(answer):
     given, chances, saliency, said = answer(seven())
-    assert given.shape == saliency.shape == (224, 224)
-    assert given.max() == saliency.max() == 255
+    assert given.shape == (224, 224)
+    assert given.max() == 255
+    assert saliency.shape == (224, 224, 3)
+    assert np.ptp(saliency) > 100
     assert list(chances) == [str(digit) for digit in range(10)]
     assert sum(chances.values()) == pytest.approx(1)
     assert said.startswith(f"# {max(chances, key=chances.get)}")
