@@ -109,11 +109,12 @@ def answerer(trained: "Trained") -> Callable[["Image.Image | None"], Answer]:
         first = trained.first_params()
         saliency = np.asarray(sway(first, image[None], trained.only(0).config))[0]
         best = int(chance.argmax())
+        doubt = ": hardly legible" if chance[best] < UNSURE else ""
         return (
             _magnified(image[..., 0]),
             {str(digit): float(chance[digit]) for digit in range(10)},
             _magnified(colormaps["viridis"](saliency, bytes=True)[..., :3]),
-            f"# {best}\n{chance[best]:.1%} sure{': hardly legible' if chance[best] < UNSURE else ''}",
+            f"# {best}\n{chance[best]:.1%} sure{doubt}",
         )
 
     answer(None)
