@@ -50,8 +50,8 @@ WITHOUT_BEST = {
 def main() -> None:
     """Trains, compares and stores."""
     parser = runs.arguments(__doc__, seeds=10)
-    parser.add_argument("--best-seeds", type=int, default=5)
-    parser.add_argument("--best-epochs", type=int, default=20)
+    parser.add_argument("--best-seeds", type=int, default=4)
+    parser.add_argument("--best-epochs", type=int, default=10)
     options = parser.parse_args()
     trainer = runs.Runs(options)
     seeds = ("--num-seeds", str(options.seeds))
