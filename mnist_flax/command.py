@@ -6,8 +6,10 @@ Ctrl-C; 141 nobody reads the output any more; 1 anything else. Imports nothing h
 
 import argparse
 import contextlib
+import hashlib
 import io
 import os
+import platform
 import re
 import signal
 import sys
@@ -78,6 +80,26 @@ def option_before_parsing(argv: Sequence[str], name: str) -> str | None:
 def path_from_environment(name: str) -> Path | None:
     """The path in an environment variable; None where it is unset or empty."""
     return Path(os.environ[name]) if os.environ.get(name) else None
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles, where no other place is set, under `~/.cache`."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        folder = cache / "mnist_flax" / _processor_fingerprint()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _processor_fingerprint() -> str:
+    """Stands for this kind of processor; JAX's key does not, yet a home may be shared."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    text = " ".join([platform.machine(), *sorted(features)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _one_line(complaint: str, prog: str) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import summary
 
-from mnist_flax.convolution import pooled_convolution
+from mnist_flax.convolution import PooledConvolution, pooled_convolution
 
 Params = Any  # a pytree: {layer: {"kernel": float32, "bias": float32}}
 
@@ -25,13 +25,14 @@ class CNN(nn.Module):
 
     channels: int = 64
     dtype: Any = jnp.float32  # of the arithmetic; the parameters are float32 in any case
+    convolution: PooledConvolution | None = None  # where None, the fast one on this backend
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps float32 images [batch, height, width, 1] to float32 logits [batch, 10]."""
         x = images.astype(self.dtype)
         for index in range(NUM_BLOCKS):
-            x = Block(self.channels, self.dtype, name=f"Conv_{index}")(x)
+            x = Block(self.channels, self.dtype, self.convolution, name=f"Conv_{index}")(x)
         x = x.reshape((x.shape[0], -1))
         for features in (64, 32):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(x))
@@ -46,13 +47,15 @@ class Block(nn.Module):
 
     features: int
     dtype: Any
+    convolution: PooledConvolution | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, height, width, in] to [batch, (height - 2) // 2, ..., features]."""
         kernel = self.param("kernel", GLOROT, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        pooled = pooled_convolution()(x, kernel.astype(self.dtype))
+        convolve = self.convolution or pooled_convolution()
+        pooled = convolve(x, kernel.astype(self.dtype))
         return nn.relu(pooled + bias.astype(self.dtype)[None, None, None])
 
 
@@ -62,7 +65,12 @@ def init(key: jax.Array, input_size: int, channels: int = 64) -> Params:
     return CNN(channels).init(key, images)["params"]
 
 
-def apply(params: Params, images: jax.Array, precision: str = "float32") -> jax.Array:
+def apply(
+    params: Params,
+    images: jax.Array,
+    precision: str = "float32",
+    convolution: PooledConvolution | None = None,
+) -> jax.Array:
     """Logits [batch, 10] of float32 images [batch, size, size, 1] scaled to 0..1.
 
     Rows and columns that cannot reach the output are not computed; the logits are the
@@ -70,10 +78,12 @@ def apply(params: Params, images: jax.Array, precision: str = "float32") -> jax.
 
     Args:
       precision: of the arithmetic, as in `Config.precision`.
+      convolution: from `convolution`; where None, the fast one on this backend.
     """
     live = live_size(images.shape[1])
     channels = params["Conv_0"]["bias"].shape[-1]
-    network = CNN(channels, jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    network = CNN(channels, dtype, convolution)
     # Left to itself, JAX multiplies float32 matrices in TF32 or bfloat16 where it can.
     with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
         return network.apply({"params": params}, images[:, :live, :live])  # pyright: ignore[reportReturnType]

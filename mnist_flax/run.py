@@ -5,13 +5,9 @@ before. Imports nothing heavy before it is needed.
 """
 
 import dataclasses
-import hashlib
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -20,6 +16,7 @@ from tqdm import tqdm
 from mnist_flax import command, workdir
 from mnist_flax.command import (
     OptionalPath,
+    keep_compiled_programs,
     option_before_parsing,
     path_from_environment,
     run_command,
@@ -112,7 +109,7 @@ def _run(options: Options) -> int:
     from mnist_flax import experiment
 
     if not options.no_compilation_cache:
-        _keep_compiled_programs()
+        keep_compiled_programs()
     try:
         summary = experiment.run_experiment(
             config,
@@ -132,25 +129,6 @@ def _run(options: Options) -> int:
     told = workdir.SUMMARY if options.no_report else f"{workdir.REPORT}/index.html"
     _log(f"{_result(summary)}; see {folder / told}")
     return 0
-
-
-def _keep_compiled_programs() -> None:
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        folder = cache / "mnist_flax" / _processor_fingerprint()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def _processor_fingerprint() -> str:
-    """Stands for this kind of processor; JAX's key does not, yet a home may be shared."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
-    text = " ".join([platform.machine(), *sorted(features)])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _result(summary: dict[str, Any]) -> str:

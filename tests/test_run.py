@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
-from mnist_flax import optimizer, run
+from mnist_flax import command, optimizer, run
 from mnist_flax.config import PRESETS
 from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
 
@@ -139,10 +140,10 @@ def test_compiled_programs_are_kept_for_this_kind_of_processor(tmp_path, monkeyp
     monkeypatch.setattr("jax.config.update", used.__setitem__)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    run._keep_compiled_programs()
-    folder = run.Path(used["jax_compilation_cache_dir"])
+    command.keep_compiled_programs()
+    folder = Path(used["jax_compilation_cache_dir"])
     assert folder.parent == tmp_path / "mnist_flax"
-    assert folder.name == run._processor_fingerprint()
+    assert folder.name == command._processor_fingerprint()
 
 
 def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
@@ -311,7 +312,7 @@ def test_presets_and_flags_that_override_them(monkeypatch, tmp_path):
     assert options.config.batch_size == PRESETS["reference"].batch_size == 32
     assert options.manual_dir == tmp_path
     monkeypatch.delenv("MNIST_FLAX_MANUAL_DIR")
-    assert run.parse(["--workdir", "w"]) == run.Options(PRESETS["default"], run.Path("w"))
+    assert run.parse(["--workdir", "w"]) == run.Options(PRESETS["default"], Path("w"))
 
 
 def test_the_reference_preset_is_the_tutorials_recipe():
