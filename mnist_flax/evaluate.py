@@ -82,6 +82,7 @@ def evaluate_run(options: Options) -> dict[str, Any]:
     from mnist_flax.metrics import assess, right_share
     from mnist_flax.trained import load_trained
 
+    command.keep_compiled_programs()
     folder = options.workdir.expanduser().absolute()
     trained = load_trained(folder, options.checkpoint)
     if options.seed_index is not None:

@@ -12,6 +12,7 @@ from scipy import special
 from mnist_flax import model
 from mnist_flax.augment import to_unit, window
 from mnist_flax.config import Config
+from mnist_flax.convolution import lax_pooled_convolution
 
 BATCH = 200
 
@@ -59,13 +60,12 @@ def sway(params: model.Params, images: jax.Array, config: Config) -> jax.Array:
     largest value of 1 in each image, for otherwise the few doubtful images decide the mean.
     """
 
-    def loss(image: jax.Array) -> jax.Array:
-        seen = window(image[None], config)
-        logits = model.apply(params, seen, config.precision)[0]
-        return logits.max() - jax.nn.logsumexp(logits)
+    def loss(images: jax.Array) -> jax.Array:
+        seen = window(images, config)
+        logits = model.apply(params, seen, config.precision, lax_pooled_convolution)
+        return (logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1)).sum()
 
-    def of_batch(images: jax.Array) -> jax.Array:
-        size = jnp.abs(jax.vmap(jax.grad(loss))(to_unit(images)))[..., 0]
-        return size / jnp.maximum(size.max(axis=(1, 2), keepdims=True), jnp.float32(1e-30))
-
-    return of_batch(images)
+    # No image sways another's loss, so that the gradient of the sum holds that of each. XLA's
+    # own convolution compiles seven times faster, which counts more where it runs but once.
+    size = jnp.abs(jax.grad(loss)(to_unit(images)))[..., 0]
+    return size / jnp.maximum(size.max(axis=(1, 2), keepdims=True), jnp.float32(1e-30))
