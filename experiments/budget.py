@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import runs
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from provenance import provenance, store
 
 from mnist_flax.config import DATASET_SIZES, PRESETS
@@ -80,7 +81,10 @@ def draw(result: dict[str, Any], folder: Path) -> None:
                 fontsize=8,
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="wrong answers (%)")
-        axes.set_xticks(budget, [f"{value:,}" for value in budget])
+        axes.margins(x=0.12)
+        names = [f"{value / 1000:g}k" if value >= 1000 else str(value) for value in budget]
+        axes.set_xticks(budget, names)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6, 8)))
         axes.minorticks_off()
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
