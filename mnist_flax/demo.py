@@ -3,7 +3,6 @@
 Needs the extra `demo` (Gradio); the page loads nothing from any other machine.
 """
 
-import contextlib
 import dataclasses
 import os
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 
 from mnist_flax import command
 from mnist_flax.command import OptionalPath, keep_compiled_programs
-from mnist_flax.config import UserError
+from mnist_flax.config import IMAGE_SHAPE, UserError
 from mnist_flax.predict import UNSURE
 
 if TYPE_CHECKING:
@@ -98,6 +97,11 @@ def answerer(trained: "Trained") -> Callable[["Image.Image | None"], Answer]:
     from mnist_flax.inference import sway
     from mnist_flax.preprocess import to_mnist
 
+    first, config = trained.first_params(), trained.only(0).config
+    blank = np.zeros((1, *IMAGE_SHAPE), np.uint8)
+    trained.probabilities(blank)  # compiles, so that the first visitor need not wait
+    sway(first, blank, config)
+
     def answer(picture: "Image.Image | None") -> Answer:
         if picture is None:
             return None, None, None, "Draw a digit, or upload one."
@@ -106,8 +110,7 @@ def answerer(trained: "Trained") -> Callable[["Image.Image | None"], Answer]:
         except UserError as error:
             return None, None, None, f"I see no digit: {error}."
         chance = trained.probabilities(image[None])[0]
-        first = trained.first_params()
-        saliency = np.asarray(sway(first, image[None], trained.only(0).config))[0]
+        saliency = np.asarray(sway(first, image[None], config))[0]
         best = int(chance.argmax())
         doubt = ": hardly legible" if chance[best] < UNSURE else ""
         return (
@@ -117,9 +120,6 @@ def answerer(trained: "Trained") -> Callable[["Image.Image | None"], Answer]:
             f"# {best}\n{chance[best]:.1%} sure{doubt}",
         )
 
-    answer(None)
-    with contextlib.suppress(UserError):  # compiles, so that the first visitor need not wait
-        trained.probabilities(np.zeros((1, 28, 28, 1), np.uint8))
     return answer
 
 

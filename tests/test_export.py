@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -50,48 +51,44 @@ def test_the_onnx_graph_is_plain_and_takes_any_number_of_images(small_run, tmp_p
     assert images.type.tensor_type.shape.dim[0].dim_param == "N"
 
 
-def test_a_network_written_from_the_documented_layout_alone_agrees(small_run, tmp_path, digits):
-    """In numpy, from the names and the layout in the file's metadata, by the definition."""
+def test_the_keras_tutorials_network_takes_the_exported_weights(
+    small_run, tmp_path, digits, monkeypatch
+):
+    """Written from the names and the layout in the file's metadata, and the tutorial, alone."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    import keras
+    from keras import layers
+
     formats.write_safetensors(load(small_run), tmp_path / "weights")
     with safe_open(tmp_path / "weights", "np") as file:
-        weights = {name: file.get_tensor(name).astype(float) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()
+        weights = {name: file.get_tensor(name) for name in names}
         assert file.metadata()["layout"] == formats.LAYOUT
         assert json.loads(file.metadata()["config"]) == {"input_size": 22}
-    images = digits.test[0][:20]
-    x = images[:, 3:25, 3:25].astype(float) / 255
-    for index in range(3):
-        kernel, bias = (weights[f"Conv_{index}.{kind}"] for kind in ("kernel", "bias"))
-        views = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
-        x = np.maximum(np.einsum("nyxihw,hwio->nyxo", views, kernel) + bias, 0)
-        height, width = (length // 2 * 2 for length in x.shape[1:3])
-        x = x[:, :height, :width].reshape(len(x), height // 2, 2, width // 2, 2, -1).max((2, 4))
-    x = x.reshape(len(x), -1)
-    for index in range(3):
-        x = x @ weights[f"Dense_{index}.kernel"] + weights[f"Dense_{index}.bias"]
-        x = np.maximum(x, 0) if index < 2 else x
-    chance = np.exp(x - x.max(axis=1, keepdims=True))
-    chance /= chance.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(load(small_run).probabilities(images), chance, atol=1e-5)
-
-
-def test_pytorch_with_the_exported_weights_agrees(small_run, tmp_path, digits):
-    torch = pytest.importorskip("torch")
-    formats.write_safetensors(load(small_run), tmp_path / "weights")
-    with safe_open(tmp_path / "weights", "pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    images = digits.test[0][:50]
-    x = torch.from_numpy(images[:, 3:25, 3:25, 0]).float()[:, None] / 255
-    relu, pool = torch.relu, torch.nn.functional.max_pool2d
-    for index in range(3):
-        kernel = weights[f"Conv_{index}.kernel"].permute(3, 2, 0, 1)
-        x = pool(relu(torch.nn.functional.conv2d(x, kernel, weights[f"Conv_{index}.bias"])), 2)
-    x = x.permute(0, 2, 3, 1).flatten(1)
-    for index in range(3):
-        x = x @ weights[f"Dense_{index}.kernel"] + weights[f"Dense_{index}.bias"]
-        x = relu(x) if index < 2 else x
-    np.testing.assert_allclose(
-        torch.softmax(x, 1).numpy(), load(small_run).probabilities(images), atol=1e-5
-    )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        blocks = [
+            layer
+            for index in range(3)
+            for layer in (
+                layers.Conv2D(64, 3, activation="relu", name=f"Conv_{index}"),
+                layers.MaxPooling2D(2),
+            )
+        ]
+        head = [
+            layers.Flatten(),
+            layers.Dense(64, activation="relu", name="Dense_0"),
+            layers.Dense(32, activation="relu", name="Dense_1"),
+            layers.Dense(10, activation="softmax", name="Dense_2"),
+        ]
+        network = keras.Sequential([keras.Input((22, 22, 1)), *blocks, *head])
+        for layer in network.layers:
+            if layer.weights:
+                layer.set_weights([weights.pop(f"{layer.name}.{k}") for k in ("kernel", "bias")])
+        assert not weights
+        images = digits.test[0][:50]
+        found = np.asarray(network(images[:, 3:25, 3:25] / np.float32(255)))
+    np.testing.assert_allclose(found, load(small_run).probabilities(images), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", formats.FORMATS)
