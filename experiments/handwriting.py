@@ -157,8 +157,8 @@ def _lit(paper: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) ->
 
 def main() -> None:
     """Draws, reads, stores, and shows what was misread."""
+    from mnist_flax import load, workdir
     from mnist_flax.preprocess import to_mnist
-    from mnist_flax.trained import load_trained
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of a trained run")
@@ -166,14 +166,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    trained = load_trained(options.workdir)
+    trained = load(options.workdir)
+    summary = workdir.read_json(options.workdir / workdir.SUMMARY) or {}
     rng = np.random.default_rng(options.seed)
     labels = np.repeat(np.arange(10), options.each)
     pictures = [draw(int(label), rng) for label in labels]
     images = np.stack([to_mnist(picture) for picture in pictures])
-    answers = trained.probabilities(images).argmax(axis=-1)
+    answers = trained.predict(images)
     right = answers == labels
     result = {
+        "config": summary.get("config"),
+        "environment": summary.get("environment"),
         "n": len(labels),
         "seed": options.seed,
         "right": float(right.mean()),
