@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import runs
+import training
 from matplotlib.figure import Figure
 from provenance import provenance, store
 
@@ -49,11 +49,11 @@ WITHOUT_BEST = {
 
 def main() -> None:
     """Trains, compares and stores."""
-    parser = runs.arguments(__doc__, seeds=10)
+    parser = training.arguments(__doc__, seeds=10)
     parser.add_argument("--best-seeds", type=int, default=4)
     parser.add_argument("--best-epochs", type=int, default=10)
     options = parser.parse_args()
-    trainer = runs.Runs(options)
+    trainer = training.Runs(options)
     seeds = ("--num-seeds", str(options.seeds))
     best = ("--preset", "best", "--num-seeds", str(options.best_seeds))
     best = (*best, "--epochs", str(options.best_epochs))
@@ -81,7 +81,7 @@ def cumulative(steps: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 
 
 def rows(
-    trainer: runs.Runs,
+    trainer: training.Runs,
     changes: dict[str, tuple[str, ...]],
     common: tuple[str, ...],
     against: str,
@@ -91,13 +91,13 @@ def rows(
     names = list(workdirs)
     found = []
     for index, name in enumerate(names):
-        summary = runs.summary(workdirs[name])
+        summary = training.summary(workdirs[name])
         row = {"name": name, "config": summary["config"], "environment": summary["environment"]}
         row |= {"test_accuracy": summary["test_accuracy"], "test_loss": summary["test_loss"]}
         if index:
             other = names[index - 1 if against == "previous" else 0]
             row |= {"against": other}
-            row |= {"difference": runs.difference(workdirs[other], workdirs[name])}
+            row |= {"difference": training.difference(workdirs[other], workdirs[name])}
         found.append(row)
     return found
 

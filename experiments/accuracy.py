@@ -6,7 +6,7 @@ python experiments/accuracy.py --preset default --seeds 10
 import json
 import statistics
 
-import runs
+import training
 from provenance import provenance, store
 
 from mnist_flax.config import PRESETS
@@ -15,13 +15,13 @@ from mnist_flax.spread import percent, spread
 
 def main() -> None:
     """Runs the experiment that the command line asks for."""
-    parser = runs.arguments(__doc__, seeds=10)
+    parser = training.arguments(__doc__, seeds=10)
     parser.add_argument("--preset", choices=PRESETS, default="default")
     options = parser.parse_args()
-    workdir = runs.Runs(options).train(
+    workdir = training.Runs(options).train(
         "--preset", options.preset, "--num-seeds", str(options.seeds)
     )
-    summary = runs.summary(workdir)
+    summary = training.summary(workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     seconds = statistics.median(json.loads(line)["seconds"] for line in lines)
     names = ("dataset", "parameters", "epochs", "test_examples", "environment", "config")

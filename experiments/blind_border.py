@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import runs
+import training
 from matplotlib.figure import Figure
 from provenance import provenance, store
 
@@ -26,8 +26,8 @@ SIZE = 28
 
 def main() -> None:
     """Measures, stores and draws."""
-    options = runs.arguments(__doc__, seeds=10).parse_args()
-    trainer = runs.Runs(options)
+    options = training.arguments(__doc__, seeds=10).parse_args()
+    trainer = training.Runs(options)
     flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
     whole = trainer.train(*flags)
     centre = trainer.train(*flags, "--input-size", "22")
@@ -39,7 +39,7 @@ def main() -> None:
     ink = dataset.train[0][..., 0].astype(np.float64)
     margin = (SIZE - 22) // 2
     outside = np.pad(np.zeros((22, 22), bool), margin, constant_values=True)
-    worth = runs.difference(whole, centre)
+    worth = training.difference(whole, centre)
     result = {
         "n": options.seeds,
         "blind_rows": np.flatnonzero(blind.all(axis=1)).tolist(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import runs
+import training
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from provenance import provenance, store
@@ -25,8 +25,8 @@ IMAGES = (100, 300, 1_000, 3_000, 10_000, 30_000, 60_000)
 
 def main() -> None:
     """Trains, stores and draws."""
-    options = runs.arguments(__doc__, seeds=5).parse_args()
-    trainer = runs.Runs(options)
+    options = training.arguments(__doc__, seeds=5).parse_args()
+    trainer = training.Runs(options)
     sizes = [size for size in IMAGES if size <= DATASET_SIZES[options.dataset][0]]
     result = {
         "n": options.seeds,
@@ -40,12 +40,12 @@ def main() -> None:
             print(f"| {point[name]:,} {name} | {percent(point['test_accuracy'])} |")
 
 
-def by_epochs(trainer: runs.Runs, epochs: int, seeds: int) -> dict[str, Any]:
+def by_epochs(trainer: training.Runs, epochs: int, seeds: int) -> dict[str, Any]:
     """All images, so many epochs."""
     return point(trainer, epochs, seeds) | {"epochs": epochs}
 
 
-def by_images(trainer: runs.Runs, images: int, seeds: int) -> dict[str, Any]:
+def by_images(trainer: training.Runs, images: int, seeds: int) -> dict[str, Any]:
     """So many images, as many steps as the default preset takes."""
     total = DATASET_SIZES[trainer.dataset][0]
     default = dataclasses.replace(PRESETS["default"], dataset=trainer.dataset)
@@ -57,11 +57,11 @@ def by_images(trainer: runs.Runs, images: int, seeds: int) -> dict[str, Any]:
     return point(trainer, epochs, seeds, *flags) | {"images": images}
 
 
-def point(trainer: runs.Runs, epochs: int, seeds: int, *flags: str) -> dict[str, Any]:
+def point(trainer: training.Runs, epochs: int, seeds: int, *flags: str) -> dict[str, Any]:
     """The scores of one run, evaluated at its end only."""
     often = ("--eval-every", str(epochs), "--checkpoint-every", str(epochs))
     count = ("--epochs", str(epochs), "--num-seeds", str(seeds))
-    summary = runs.summary(trainer.train(*count, *often, *flags))
+    summary = training.summary(trainer.train(*count, *often, *flags))
     return {name: summary[name] for name in ("config", "environment", "test_accuracy", "test_loss")}
 
 

@@ -8,6 +8,7 @@ read. Nothing of MNIST is in the drawings.
 """
 
 import argparse
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,7 +176,7 @@ def main() -> None:
     answers = trained.predict(images)
     right = answers == labels
     result = {
-        "config": summary.get("config"),
+        "config": dataclasses.asdict(trained.config),
         "environment": summary.get("environment"),
         "n": len(labels),
         "seed": options.seed,

@@ -195,12 +195,12 @@ class Keras:
         whole = count // batch_size * batch_size
         # fit shuffles what it is given; the full set goes in as it is.
         x, y = (self.x, self.y) if whole == len(self.x) else (self.x[:whole], self.y[:whole])
-        self.model.fit(x, y, batch_size=batch_size, epochs=1, verbose=0)
+        self.model.fit(x, y, batch_size=batch_size, epochs=1, verbose=0)  # pyright: ignore
 
     def evaluate(self) -> float:  # noqa: D102
         images, labels = self.test
-        predicted = self.model.predict(images, batch_size=1000, verbose=0).argmax(-1)
-        return float(np.mean(predicted == labels))
+        predicted = self.model.predict(images, batch_size=1000, verbose=0)  # pyright: ignore
+        return float(np.mean(predicted.argmax(-1) == labels))
 
 
 class KerasTensorFlow(Keras):

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import runs
+import training
 from matplotlib.figure import Figure
 from provenance import provenance, store
 from seeds import train_seeds
@@ -25,9 +25,9 @@ LABELS = {"paper": "pixels / 255, 60,000 images", "notebook": "unit columns, 42,
 
 def main() -> None:
     """Trains, stores and draws both distributions."""
-    options = runs.arguments(__doc__, seeds=20).parse_args()
+    options = training.arguments(__doc__, seeds=20).parse_args()
     flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
-    summary = runs.summary(runs.Runs(options).train(*flags))
+    summary = training.summary(training.Runs(options).train(*flags))
     scores = {
         "paper": {name: summary[name]["per_seed"] for name in TUTORIAL},
         "notebook": notebook(options.dataset, options.seeds),

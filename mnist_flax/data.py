@@ -102,6 +102,6 @@ def _digits() -> dict[str, Arrays]:
     small = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     resized = [Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC) for image in small]
     images = np.pad(np.stack([np.asarray(image) for image in resized]), ((0, 0), (4, 4), (4, 4)))
-    images, labels = images[..., np.newaxis], labels.astype(np.int32)
+    images, labels = images[..., np.newaxis], np.asarray(labels, np.int32)
     train = DATASET_SIZES["digits"][0]
     return {"train": (images[:train], labels[:train]), "test": (images[train:], labels[train:])}

@@ -25,7 +25,7 @@ FORMATS = (
 
 SIDE, BOX = 28, 20
 # The longest side in pixels at which the ink and at which the paper is looked at.
-INK_SIDE, PAPER_SIDE = 400, 48
+INK_SIDE, PAPER_SIDE = 400, 32
 # Less contrast than this share of white, or than so many times the paper's own unevenness,
 # is no ink.
 LEAST_CONTRAST, LEAST_CLARITY = 0.06, 5.0

@@ -82,8 +82,7 @@ def page_of_demo(reader):
             browser.close()
     finally:
         process.terminate()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_a_budget_of_images_keeps_them_and_the_number_of_steps(tmp_path, monkeyp
             configs[config.train_examples] = config
             return tmp_path
 
-    monkeypatch.setattr(budget.runs, "summary", lambda _: dict.fromkeys(
+    monkeypatch.setattr(budget.training, "summary", lambda _: dict.fromkeys(
         ("config", "environment", "test_accuracy", "test_loss")
     ))  # fmt: skip
     for images in budget.IMAGES:

@@ -1,6 +1,7 @@
 """The real MNIST, where its four files are at hand."""
 
 import hashlib
+import importlib
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mnist_flax import run
+from mnist_flax import load, run
 from mnist_flax.config import UserError
+from mnist_flax.preprocess import to_mnist
 from mnist_flax.tfds_source import FILES, load_tfds, read_idx
 from tests.conftest import read_summary
+from tests.test_experiments import EXPERIMENTS
 
 pytestmark = [pytest.mark.mnist, pytest.mark.slow]
 
@@ -74,11 +77,28 @@ def test_a_corrupted_file_is_refused_by_name(manual_dir, tmp_path, file):
     assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
-def test_one_epoch_of_the_default_preset_passes_98_percent(data_dir, tmp_path):
-    arguments = ["--workdir", str(tmp_path), "--data-dir", str(data_dir[0]), "--epochs", "1"]
+@pytest.fixture(scope="module")
+def one_epoch(data_dir, tmp_path_factory):
+    """The workdir of the default preset after a single epoch."""
+    workdir = tmp_path_factory.mktemp("one_epoch") / "run"
+    arguments = ["--workdir", str(workdir), "--data-dir", str(data_dir[0]), "--epochs", "1"]
     assert run.main(arguments) == 0
-    summary = read_summary(tmp_path)
+    return workdir
+
+
+def test_one_epoch_of_the_default_preset_passes_98_percent(one_epoch):
+    summary = read_summary(one_epoch)
     assert summary["dataset"] == "mnist"
     assert summary["test_examples"] == 10_000
     assert summary["test_accuracy"] >= 0.98
     assert summary["steps"] == 938
+
+
+def test_drawings_are_read(one_epoch, monkeypatch):
+    """Of the experiment on handwriting, fewer; the whole recipe's share is in its results."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    draw = importlib.import_module("handwriting").draw
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(10), 10)
+    images = np.stack([to_mnist(draw(int(label), rng)) for label in labels])
+    assert (load(one_epoch).predict(images) == labels).mean() >= 0.95

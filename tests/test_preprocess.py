@@ -1,5 +1,7 @@
 """Pictures of digits: every format, every kind of bad file, and MNIST's own format."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -10,7 +12,7 @@ from mnist_flax.config import UserError
 from mnist_flax.preprocess import read_image, to_mnist
 
 
-def seven(size=(200, 160), paper=255, ink=0, mode="L", width=16, place=(0, 0)):
+def seven(size=(200, 160), paper: Any = 255, ink: Any = 0, mode="L", width=16, place=(0, 0)):
     """A seven, drawn in two strokes, an eighth of the way off the middle."""
     image = Image.new(mode, size, paper)
     points = [(50, 40), (120, 40), (80, 130)]
