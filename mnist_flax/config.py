@@ -201,7 +201,7 @@ PRESETS = {
     "quick": Config(epochs=1, learning_rate=8e-3, weight_decay=0.0),
     # The most that the 81,066 parameters have given: about ten minutes.
     "best": _BEST,
-    # Twice as wide, 307,114 parameters, for the last tenth: about fifteen minutes.
+    # Twice as wide, 307,114 parameters, about twenty minutes.
     "large": dataclasses.replace(_BEST, channels=128, epochs=40),
     # The Keras tutorial that this project grew out of, which reports 98.38 %.
     "reference": Config(

@@ -139,7 +139,7 @@ def build(answer: Callable[["Image.Image | None"], Answer]) -> Any:
                 with gradio.Tab("Draw"):
                     sketch = gradio.Sketchpad(
                         value=np.full((360, 360, 3), 255, np.uint8),
-                        label="A digit, as large as you like",
+                        label="A digit",
                         type="pil",
                         canvas_size=(360, 360),
                         fixed_canvas=True,
@@ -156,7 +156,9 @@ def build(answer: Callable[["Image.Image | None"], Answer]) -> Any:
                 with gradio.Row():
                     given = gradio.Image(label="What the network gets", buttons=[])
                     looked = gradio.Image(label="What sways it", buttons=[])
-                chances = gradio.Label(label="How probable each digit is", num_top_classes=10)
+                chances = gradio.Label(
+                    label="How probable each digit is", num_top_classes=10, show_heading=False
+                )
         shown = [given, chances, looked, said]
         sketch.input(lambda drawn: answer(_drawn(drawn)), sketch, shown, show_progress="hidden")
         upload.change(lambda path: _uploaded(answer, path), upload, shown)
