@@ -95,17 +95,17 @@ def export_run(options: Options) -> dict[str, Any]:
     keep_compiled_programs()
     trained = load(options.workdir, options.checkpoint, options.seed_index)
     name, images, labels = _test_images(trained.config.dataset, options)
-    write, read = FORMATS[options.format]
+    make, read = FORMATS[options.format]
     output = options.output.expanduser().absolute()
+    content, expected = make(trained), trained.probabilities(images)
     try:
-        write(trained, output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with workdir.replacing(output) as unchecked:
+            unchecked.write_bytes(content)
+            found = read(unchecked)(images)
+            difference = _difference(found, expected)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
-    found, expected = read(output)(images), trained.probabilities(images)
-    difference = float(np.abs(found - expected).max())
-    if difference > TOLERANCE or (found.argmax(-1) != expected.argmax(-1)).any():
-        output.unlink()
-        raise RuntimeError(f"{output} answered otherwise than the checkpoint, by {difference:.1e}")
     card = {
         "file": output.name,
         "format": options.format,
@@ -128,6 +128,14 @@ def export_run(options: Options) -> dict[str, Any]:
     workdir.write_json(output.with_name(f"{output.name}.card.json"), card)
     workdir.write_text(output.with_name(f"{output.name}.card.md"), describe(card))
     return card
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest between two arrays of probabilities."""
+    difference = float(np.abs(found - expected).max())
+    if difference > TOLERANCE or (found.argmax(axis=-1) != expected.argmax(axis=-1)).any():
+        raise RuntimeError(f"the file answers otherwise than the checkpoint, by {difference:.1e}")
+    return difference
 
 
 def describe(card: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ LAYOUT = (
 Run = Callable[[np.ndarray], np.ndarray]  # uint8 [N, 28, 28, 1] to probabilities [N, 10]
 
 
-def write_stablehlo(trained: Trained, path: Path) -> None:
+def to_stablehlo(trained: Trained) -> bytes:
     """As `jax.export` serialises it, for any number of images on CPU, CUDA and TPU."""
     from jax import export
 
@@ -51,7 +51,7 @@ def write_stablehlo(trained: Trained, path: Path) -> None:
     exported = export.export(jax.jit(probabilities), platforms=PLATFORMS)(
         jax.ShapeDtypeStruct(shape, jnp.uint8)
     )
-    path.write_bytes(bytes(exported.serialize()))
+    return bytes(exported.serialize())
 
 
 def read_stablehlo(path: Path) -> Run:
@@ -62,7 +62,7 @@ def read_stablehlo(path: Path) -> Run:
     return lambda images: np.asarray(call(images))
 
 
-def write_onnx(trained: Trained, path: Path) -> None:
+def to_onnx(trained: Trained) -> bytes:
     """For any number of images, from plain operators."""
     onnx = _needed("onnx")
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -115,7 +115,7 @@ def write_onnx(trained: Trained, path: Path) -> None:
     made = helper.make_model(graph, opset_imports=opsets, producer_name="mnist_flax")
     made.ir_version = ONNX_IR
     onnx.checker.check_model(made, full_check=True)
-    path.write_bytes(made.SerializeToString())
+    return made.SerializeToString()
 
 
 def read_onnx(path: Path) -> Run:
@@ -124,9 +124,9 @@ def read_onnx(path: Path) -> Run:
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
-def write_safetensors(trained: Trained, path: Path) -> None:
+def to_safetensors(trained: Trained) -> bytes:
     """The parameters by name in the order of the layers; the layout is in the metadata."""
-    save_file = _needed("safetensors.numpy").save_file
+    save = _needed("safetensors.numpy").save
     tensors = {
         f"{prefix}{layer}.{name}": np.ascontiguousarray(params[layer][name])
         for prefix, params in _networks(trained)
@@ -134,7 +134,7 @@ def write_safetensors(trained: Trained, path: Path) -> None:
         for name in ("kernel", "bias")
     }
     window = json.dumps({"input_size": trained.config.input_size})
-    save_file(tensors, path, {"layout": LAYOUT, "config": window})
+    return save(tensors, {"layout": LAYOUT, "config": window})
 
 
 def read_safetensors(path: Path) -> Run:
@@ -156,10 +156,11 @@ def read_safetensors(path: Path) -> Run:
     return run
 
 
-FORMATS: dict[str, tuple[Callable[[Trained, Path], None], Callable[[Path], Run]]] = {
-    "stablehlo": (write_stablehlo, read_stablehlo),
-    "onnx": (write_onnx, read_onnx),
-    "safetensors": (write_safetensors, read_safetensors),
+# How each is made, and how it is read.
+FORMATS: dict[str, tuple[Callable[[Trained], bytes], Callable[[Path], Run]]] = {
+    "stablehlo": (to_stablehlo, read_stablehlo),
+    "onnx": (to_onnx, read_onnx),
+    "safetensors": (to_safetensors, read_safetensors),
 }
 
 

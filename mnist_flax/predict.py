@@ -111,7 +111,7 @@ def find_pictures(names: Sequence[str]) -> Iterator[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            found = [child for child in path.iterdir() if child.is_file()]
+            found = [x for x in path.iterdir() if x.is_file() and not x.name.startswith(".")]
         elif path.exists():
             found = [path]
         else:
@@ -150,7 +150,9 @@ def _save(image: Any, folder: Path, path: Path) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[..., 0]).save(folder / f"{path.name}.png")
+        # With its folders, for those of two may have the same names.
+        name = "_".join(part for part in path.parts if part not in (path.anchor, ".."))
+        Image.fromarray(image[..., 0]).save(folder / f"{name}.png")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 

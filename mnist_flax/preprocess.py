@@ -48,7 +48,7 @@ def read_image(path: Path) -> Image.Image:
                         f"{path} has {image.width:,} x {image.height:,} pixels, more than "
                         f"{MAX_PIXELS:,}"
                     )
-                return ImageOps.exif_transpose(image.copy())
+                return ImageOps.exif_transpose(image)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -80,18 +80,24 @@ def to_mnist(image: Image.Image) -> np.ndarray:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """Float32 [height, width, 3] from 0 to 1; what is transparent is paper."""
+    """Float32 [height, width, 3] from 0 to 1, reduced; what is transparent is paper."""
     if image.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(image, np.float32))
+        finite = np.nan_to_num(np.asarray(image, np.float32))
+        values = np.asarray(_reduced(Image.fromarray(finite)))
         low, high = values.min(), values.max()
         values = (values - low) / max(high - low, np.float32(1e-6))
         return np.repeat(values[..., np.newaxis], 3, axis=-1)
     if not image.has_transparency_data:
-        return np.asarray(image.convert("RGB"), np.float32) / 255
-    layers = np.asarray(image.convert("RGBA"), np.float32) / 255
+        return np.asarray(_reduced(image.convert("RGB")), np.float32) / 255
+    layers = np.asarray(_reduced(image.convert("RGBA")), np.float32) / 255
     color, alpha = layers[..., :3], layers[..., 3:]
     on_white = color * alpha + (1 - alpha)
     return on_white if np.ptp(on_white) > LEAST_CONTRAST else color * alpha
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """At a small part of its size, but larger than `INK_SIDE`, before it takes much memory."""
+    return image.reduce(max(1, max(image.size) // (2 * INK_SIDE)))
 
 
 def _is_mnist(grey: np.ndarray) -> bool:

@@ -31,8 +31,8 @@ def trained(request, small_run, two_seeds):
 
 @pytest.mark.parametrize("kind", formats.FORMATS)
 def test_an_exported_file_answers_as_the_checkpoint(kind, trained, digits, tmp_path):
-    write, read = formats.FORMATS[kind]
-    write(trained, tmp_path / "file")
+    make, read = formats.FORMATS[kind]
+    (tmp_path / "file").write_bytes(make(trained))
     answer = read(tmp_path / "file")
     for count in (1, 7, 360):
         images = digits.test[0][:count]
@@ -40,8 +40,7 @@ def test_an_exported_file_answers_as_the_checkpoint(kind, trained, digits, tmp_p
 
 
 def test_the_onnx_graph_is_plain_and_takes_any_number_of_images(small_run, tmp_path):
-    formats.write_onnx(load(small_run), tmp_path / "model.onnx")
-    model = onnx.load(tmp_path / "model.onnx")
+    model = onnx.load_from_string(formats.to_onnx(load(small_run)))
     onnx.checker.check_model(model, full_check=True)
     operators = [node.op_type for node in model.graph.node]
     assert operators.count("Conv") == operators.count("MaxPool") == operators.count("Gemm") == 3
@@ -60,7 +59,7 @@ def test_the_keras_tutorials_network_takes_the_exported_weights(
     import keras
     from keras import layers
 
-    formats.write_safetensors(load(small_run), tmp_path / "weights")
+    (tmp_path / "weights").write_bytes(formats.to_safetensors(load(small_run)))
     with safe_open(tmp_path / "weights", "np") as file:
         names = file.keys()
         weights = {name: file.get_tensor(name) for name in names}
@@ -108,21 +107,28 @@ def test_the_command_writes_a_checked_file_and_its_card(kind, small_run, tmp_pat
 
 
 def test_a_file_that_answers_otherwise_is_not_left_behind(small_run, tmp_path, monkeypatch):
-    write, read = formats.FORMATS["onnx"]
+    make, read = formats.FORMATS["onnx"]
     wrong = lambda path: lambda images: read(path)(images)[:, ::-1]  # noqa: E731
-    monkeypatch.setitem(formats.FORMATS, "onnx", (write, wrong))
+    monkeypatch.setitem(formats.FORMATS, "onnx", (make, wrong))
     output = tmp_path / "model.onnx"
+    output.write_text("an earlier one")
     with pytest.raises(RuntimeError, match="otherwise than the checkpoint"):
         export.main(("--workdir", str(small_run), "--format", "onnx", "--output", str(output)))
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [output]
+    assert output.read_text() == "an earlier one"
 
 
 def test_mistakes_are_told_in_one_line(small_run, tmp_path, capsys, monkeypatch):
     where = ("--workdir", str(small_run))
+    (tmp_path / "file").touch()
     cases = {
         (): "--workdir is missing",
         where: "--output is missing",
-        (*where, "--output", str(tmp_path / "no" / "folder.onnx")): "cannot write",
+        **{
+            (*where, "--output", str(output), "--format", kind): "cannot write"
+            for kind in formats.FORMATS
+            for output in (tmp_path / "file" / "model", tmp_path)
+        },
         (*where, "--output", "m", "--format", "pickle"): "--format",
         ("--workdir", str(tmp_path), "--output", "m"): "holds no run",
     }
@@ -133,4 +139,4 @@ def test_mistakes_are_told_in_one_line(small_run, tmp_path, capsys, monkeypatch)
         assert errors.count("\n") == 1
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(UserError, match=r"onnx is missing; pip install 'mnist-flax\[export\]'"):
-        formats.write_onnx(load(small_run), tmp_path / "m")
+        formats.to_onnx(load(small_run))

@@ -32,6 +32,7 @@ def predicted(capsys, *arguments):
 
 def test_folders_patterns_and_files_are_read(small_run, pictures, capsys):
     where = ("--workdir", str(small_run))
+    (pictures / ".DS_Store").touch()
     code, answers, errors = predicted(capsys, str(pictures), *where)
     assert (code, errors) == (0, [])
     assert [answer["file"] for answer in answers] == [str(pictures / f"{i}.png") for i in range(3)]
@@ -65,7 +66,9 @@ def test_what_the_network_gets_can_be_kept(small_run, pictures, tmp_path, capsys
     arguments = (str(pictures / "0.png"), "--workdir", str(small_run))
     assert predict.main([*arguments, "--save-preprocessed", str(kept)]) == 0
     assert capsys.readouterr().out.startswith(str(pictures / "0.png"))
-    with Image.open(kept / "0.png.png") as image:
+    (saved,) = kept.iterdir()
+    assert saved.name.endswith(f"{pictures.name}_0.png.png")
+    with Image.open(saved) as image:
         assert image.size == (28, 28)
     _, answers, _ = predicted(capsys, str(kept), "--workdir", str(small_run))
     assert answers[0]["probability"] == predicted(capsys, *arguments)[1][0]["probability"]

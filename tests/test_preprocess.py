@@ -78,6 +78,8 @@ def mnist_like():
         seven().convert("F"),
         Image.fromarray(np.asarray(seven(), np.uint16) * 257),
         seven().resize((2000, 1600), Image.Resampling.BICUBIC),
+        seven().convert("LA").resize((2000, 1600), Image.Resampling.BICUBIC),
+        Image.fromarray(np.asarray(seven().resize((2000, 1600)), np.uint16) * 257),
         seven().resize((66, 53), Image.Resampling.BICUBIC),
     ],
 )  # fmt: skip
