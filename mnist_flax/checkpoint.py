@@ -1,84 +1,222 @@
-"""The one thin module over Orbax: save, restore and fingerprint a pytree."""
+"""The one thin module over Orbax: save, restore and fingerprint a pytree.
 
+Orbax restores a flipped bit without a word, and deletes old checkpoints before the new one
+is sure to be on disk. So each one carries the SHA-256 of its files, which
+`sha256sum -c SHA256SUMS` checks too, and of its state; until then it does not count.
+"""
+
+import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from mnist_flax import workdir
 from mnist_flax.config import UserError
 from mnist_flax.spread import Figure, mean_of
 
 State = TypeVar("State")
-Checkpointer = ocp.training.Checkpointer
 
 # The metric by which the best checkpoint is kept beside the latest ones.
 BEST_METRIC = "validation_accuracy"
 
+SUMS = "SHA256SUMS"
 
-def open_checkpoints(folder: Path, keep: int) -> Checkpointer:
-    """Opens a folder of checkpoints, removing what a killed process left unfinished.
+# What Orbax raises about a checkpoint or a disk.
+FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
-    It keeps the latest `keep`, and the best of those saved with a `BEST_METRIC`.
+
+class Checkpoints:
+    """The checkpoints of a run, saved in the background.
+
+    Kept are the latest `keep`, and the best of those saved with a `BEST_METRIC`.
     """
-    # Orbax logs every retention decision.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    policies = ocp.training.preservation_policies
-    best = policies.BestN(
-        get_metric_fn=lambda metrics: metrics[BEST_METRIC],
-        n=1,
-        keep_checkpoints_without_metrics=False,
-    )
-    kept: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
-    return Checkpointer(
-        str(folder.absolute()),
-        preservation_policy=kept,
-        cleanup_tmp_directories=True,
-    )
+
+    def __init__(self, folder: Path, keep: int, log: Callable[[str], None] = print):
+        """Opens a folder, removing what a killed process left unfinished.
+
+        Damaged checkpoints are set aside, under another name.
+
+        Args:
+          folder: made where it is missing.
+          keep: at least 1.
+          log: told which checkpoints are damaged.
+
+        Raises:
+          UserError: all of them are damaged.
+        """
+        _quiet()
+        self.folder, self._keep = folder.absolute(), keep
+        _clean(self.folder, keep, log)
+        self._orbax = ocp.training.Checkpointer(str(self.folder), cleanup_tmp_directories=True)
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._saving: Future[None] | None = None
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the latest one that is sure to be on disk; None where there is none."""
+        self._wait()
+        return max((saved.step for saved in self._orbax.checkpoints), default=None)
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, Figure] | None = None) -> None:
+        """Starts saving, in the background, unless that step is saved already.
+
+        The state is copied before this returns, so it may then be donated.
+
+        Raises:
+          UserError: the save before this one failed.
+        """
+        self._wait()
+        if any(saved.step == step for saved in self._orbax.checkpoints):
+            return
+        chosen: Any = (
+            {BEST_METRIC: mean_of(metrics[BEST_METRIC])}
+            if metrics and BEST_METRIC in metrics
+            else None
+        )
+        # Forced, because the default policy may skip a save.
+        response = self._orbax.save_async(
+            step, state, force=True, metrics=chosen, custom_metadata=_label(step, state)
+        )
+        self._saving = self._worker.submit(self._finish, step, response)
+
+    def restore(self, like: State) -> State | None:
+        """The latest state, shaped like `like`; None where nothing has been saved.
+
+        Raises:
+          UserError: the checkpoint cannot be read, or holds something else.
+        """
+        step = self.latest
+        if step is None:
+            return None
+        where = f"checkpoint {step} in {self.folder}"
+        abstract = jax.tree.map(ocp.arrays.to_shape_dtype_struct, like)
+        try:
+            saved = self._orbax.metadata(step)
+            # Orbax would cast another dtype without a word.
+            if _shapes(saved.metadata) != _shapes(abstract):
+                raise UserError(f"{where} holds another kind of state; use another --workdir")
+            state = self._orbax.load(step, abstract)
+        except FAULTS as error:
+            raise UserError(
+                f"{where} cannot be read ({_reason(error)}); remove it to go on"
+            ) from error
+        if (saved.custom_metadata or {}) != _label(step, state):
+            raise UserError(f"{where} was not restored as it was saved; remove it to go on")
+        return state
+
+    def close(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          UserError: the last save failed.
+        """
+        try:
+            self._wait()
+        finally:
+            self._worker.shutdown()
+            with contextlib.suppress(*FAULTS):  # told by _wait
+                self._orbax.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Makes a checkpoint count, and only then deletes old ones."""
+        response.result()
+        _seal(self.folder / str(step))
+        saved = list(self._orbax.checkpoints)
+        scored = [checkpoint for checkpoint in saved if checkpoint.metrics]
+        best = max(scored, key=lambda x: (x.metrics[BEST_METRIC], x.step), default=None)
+        for checkpoint in saved[: -self._keep]:
+            if checkpoint is not best:
+                self._delete(checkpoint.step)
+
+    def _delete(self, step: int) -> None:
+        self._orbax.delete(step)
+
+    def _wait(self) -> None:
+        """Returns when nothing is being saved any more."""
+        saving, self._saving = self._saving, None
+        try:
+            if saving is not None:
+                saving.result()
+        except FAULTS as error:
+            raise UserError(
+                f"cannot save to {self.folder}: {_reason(error)}; the checkpoints that are there "
+                "are intact"
+            ) from error
 
 
-def save(
-    checkpointer: Checkpointer,
-    step: int,
-    state: Any,
-    metrics: Mapping[str, Figure] | None = None,
-) -> None:
-    """Starts saving, in the background, unless that step is saved already.
-
-    The state is copied before this returns, so it may then be donated.
-    """
-    if any(saved.step == step for saved in checkpointer.checkpoints):
-        return
-    chosen: Any = (
-        {BEST_METRIC: mean_of(metrics[BEST_METRIC])} if metrics and BEST_METRIC in metrics else None
-    )
-    # Forced, because the default policy skips a save while another is under way.
-    checkpointer.save_async(step, state, force=True, metrics=chosen)
-
-
-def restore(checkpointer: Checkpointer, like: State) -> State | None:
-    """The latest state, shaped like `like`; None where nothing has been saved.
-
-    Raises:
-      UserError: the checkpoint cannot be read, or holds something else.
-    """
-    latest = checkpointer.latest
-    if latest is None:
-        return None
-    where = f"checkpoint {latest.step} in {checkpointer.directory}"
-    abstract = jax.tree.map(ocp.arrays.to_shape_dtype_struct, like)
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they are as they were written."""
     try:
-        # Orbax would cast another dtype without a word.
-        saved = checkpointer.metadata(latest.step).metadata
-        if _shapes(saved) != _shapes(abstract):
-            raise UserError(f"{where} is damaged, or holds another kind of state")
-        return checkpointer.load(latest.step, abstract)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where} cannot be read ({error}); remove it to go on") from error
+        lines = (checkpoint / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
+    except (FileNotFoundError, NotADirectoryError):
+        return f"it has no {SUMS}"
+    except ValueError:
+        return f"{SUMS} is not as it was written"
+    found = set(_files(checkpoint)) - {SUMS}
+    for name in sorted(found | sums.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if _sha256(checkpoint / name) != sums.get(name):
+            return f"{name} is not as it was written"
+    return None
+
+
+def _clean(folder: Path, keep: int, log: Callable[[str], None]) -> None:
+    """Sets damaged checkpoints aside, and removes those that were being deleted."""
+    found = sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=_step)
+    problems = {path: damage(path) for path in found}
+    intact = [path for path in found if not problems[path]]
+    damaged = [path for path in found if problems[path]]
+    if damaged and not intact:
+        told = "; ".join(f"{path.name}: {problems[path]}" for path in damaged)
+        raise UserError(
+            f"no checkpoint in {folder} is intact ({told}); remove that folder to start over, or "
+            "use another --workdir"
+        )
+    for path in damaged:
+        if (problems[path] or "").endswith("is missing") and path in found[:-keep]:
+            shutil.rmtree(path)
+        else:
+            aside = workdir.set_aside(path)
+            log(f"checkpoint {path.name} is damaged: {problems[path]}; it is set aside as {aside}")
+
+
+def _seal(checkpoint: Path) -> None:
+    """Adds the sums of its files to a complete checkpoint; all is on disk when this returns."""
+    workdir.sync(checkpoint)
+    sums = [f"{_sha256(checkpoint / name)}  {name}\n" for name in sorted(_files(checkpoint))]
+    workdir.write_text(checkpoint / SUMS, "".join(sums))
+    workdir.sync(checkpoint.parent, below=False)
+
+
+def _files(checkpoint: Path) -> list[str]:
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    return [path.relative_to(checkpoint).as_posix() for path in files]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name)
 
 
 def load_params(folder: Path, which: str = "latest") -> tuple[int, Any]:
@@ -95,9 +233,12 @@ def load_params(folder: Path, which: str = "latest") -> tuple[int, Any]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: nothing has been trained there")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    with Checkpointer(str(folder.absolute())) as checkpointer:
+    _quiet()
+    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
         step = _choose(checkpointer, folder, which)
+        problem = damage(folder / str(step))
+        if problem:
+            raise UserError(f"checkpoint {step} in {folder} is damaged: {problem}")
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
             saved = checkpointer.metadata(step).metadata
@@ -105,13 +246,17 @@ def load_params(folder: Path, which: str = "latest") -> tuple[int, Any]:
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved
             )
             return step, checkpointer.load(step, abstract)["params"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"checkpoint {step} in {folder} cannot be read ({error})") from error
+        except FAULTS as error:
+            raise UserError(
+                f"checkpoint {step} in {folder} cannot be read ({_reason(error)})"
+            ) from error
 
 
-def _choose(checkpointer: Checkpointer, folder: Path, which: str) -> int:
+def _choose(checkpointer: ocp.training.Checkpointer, folder: Path, which: str) -> int:
     saved: dict[int, Any] = {
-        checkpoint.step: checkpoint.metrics for checkpoint in checkpointer.checkpoints
+        checkpoint.step: checkpoint.metrics
+        for checkpoint in checkpointer.checkpoints
+        if (folder / str(checkpoint.step) / SUMS).exists()  # else it is still being written
     }
     if not saved:
         raise UserError(f"{folder} holds no checkpoint yet")
@@ -140,6 +285,22 @@ def digest(tree: Any) -> str:
         sha256.update(f"{path} {array.dtype} {array.shape} ".encode())
         sha256.update(array.tobytes())
     return sha256.hexdigest()
+
+
+def _label(step: int, state: Any) -> dict[str, Any]:
+    """What Orbax is given to keep with a state, to know it by."""
+    return {"step": step, "sha256": digest(state)}
+
+
+def _quiet() -> None:
+    """Orbax logs whatever it does, and each failure with hundreds of lines of traceback."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _reason(error: BaseException) -> str:
+    """The gist of what Orbax raises: the system's own words where it quotes them."""
+    quoted = re.search(r"([^:]+) \[os_error_code", str(error))
+    return quoted[1].strip() if quoted else " ".join(str(error).split())[:200]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:

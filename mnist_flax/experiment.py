@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 import platform
 import signal
 import sys
@@ -19,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mnist_flax import __version__, checkpoint, workdir
-from mnist_flax.checkpoint import Checkpointer
-from mnist_flax.config import Config
+from mnist_flax.checkpoint import Checkpoints
+from mnist_flax.config import Config, UserError
 from mnist_flax.data import Dataset, load_dataset
 from mnist_flax.optimizer import learning_rate
 from mnist_flax.programs import Programs, compile_programs
@@ -34,6 +35,10 @@ from mnist_flax.trained import Trained
 PACE_SECONDS = 1.0
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+# The loss of a network that finds every digit equally probable; and an epoch's that is past hope.
+GUESSING = math.log(10)
+HOPELESS = 100 * GUESSING
 
 SCORES = ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss")
 
@@ -49,7 +54,7 @@ class Stopped(Exception):
 
 
 class Diverged(Exception):
-    """The loss is no longer a finite number; the checkpoints are from before that."""
+    """The training is past hope; the checkpoints are from before that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Run:
     folder: Path
     log: Log
     programs: Programs
-    checkpointer: Checkpointer
+    checkpoints: Checkpoints
     tensorboard: TensorBoard
     metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
 
@@ -91,33 +96,43 @@ def run_experiment(
     Raises:
       UserError: something that the user can mend.
       Stopped: by SIGTERM or Ctrl-C while training, after saving.
-      Diverged: the loss is not finite.
+      Diverged: the loss or a parameter is not finite, or the loss far too large.
     """
     clock = Clock(import_seconds)
-    dataset = load_dataset(config.dataset, data_dir, manual_dir, config.validation_fraction, log)
+    with workdir.held(folder), _explaining_disk_faults(folder):
+        dataset = load_dataset(
+            config.dataset, data_dir, manual_dir, config.validation_fraction, log
+        )
+        clock.lap("data")
+        return _run(config, folder, dataset, log, clock, with_report)
+
+
+def _run(
+    config: Config, folder: Path, dataset: Dataset, log: Log, clock: Clock, with_report: bool
+) -> dict[str, Any]:
+    """`run_experiment` on a data set, in a workdir that is ours."""
     config = dataclasses.replace(config, dataset=dataset.name)
     workdir.begin(folder, config)
-    clock.lap("data")
-
     programs = compile_programs(dataset, config)
     clock.lap("compile")
 
-    checkpoints = folder / workdir.CHECKPOINTS
-    with checkpoint.open_checkpoints(checkpoints, config.keep_checkpoints) as checkpointer:
-        state = checkpoint.restore(checkpointer, programs.like)
+    with Checkpoints(folder / workdir.CHECKPOINTS, config.keep_checkpoints, log) as checkpoints:
+        state = checkpoints.restore(programs.like)
         if state is None:
             state = programs.create_state()
         else:
             log(f"going on from step {_step_of(state):,} of {config.total_steps:,}")
-        metrics = workdir.rewind_metrics(folder / workdir.METRICS, _step_of(state))
+        metrics = workdir.rewind_metrics(folder / workdir.METRICS, config, _step_of(state))
         with TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
-            run = Run(config, folder, log, programs, checkpointer, tensorboard, metrics)
+            run = Run(config, folder, log, programs, checkpoints, tensorboard, metrics)
             state = _train(run, state)
     clock.lap("train")
 
     summary = _summarize(run, state, dataset, clock)
     if with_report:
         _report(run, state, dataset, summary)
+    if mean_of(summary["test_loss"]) > 0.99 * GUESSING:
+        log("WARNING: this does no better than guessing; try a lower --learning-rate")
     workdir.write_json(folder / workdir.SUMMARY, summary)
     return summary
 
@@ -191,14 +206,14 @@ def _train_epoch(
         meter.add(count, _images_in(step, count, run.config), time.perf_counter() - began)
         step += count
         bar.update(count)
-        _require_finite("training loss", epoch_loss, step, run)
+        _require("training loss", epoch_loss, np.isfinite(epoch_loss), step, run)
         if signals and step < end:
             _save_and_stop(run, state, signals)
     return state
 
 
 def _save_and_stop(run: Run, state: TrainState, signals: list[int]) -> None:
-    checkpoint.save(run.checkpointer, _step_of(state), state)
+    run.checkpoints.save(_step_of(state), state)
     raise Stopped(signals[0], _step_of(state))
 
 
@@ -207,16 +222,20 @@ def _end_epoch(run: Run, state: TrainState, meter: Meter) -> None:
     config, step = run.config, _step_of(state)
     epoch = step // config.steps_per_epoch
     last = epoch == config.epochs
+    train_loss = np.atleast_1d(state.epoch_loss) / config.train_examples
+    _require("training loss", train_loss, train_loss < HOPELESS, step, run)
+    largest = _largest(state, config.num_seeds)
+    _require("largest number in the state", largest, np.isfinite(largest), step, run)
     line = None
     if last or epoch % config.eval_every == 0:
         scores = run.programs.evaluate(state)
-        _require_finite("test loss", scores["test_loss"], step, run)
+        _require("test loss", scores["test_loss"], np.isfinite(scores["test_loss"]), step, run)
         line = {
             "step": step,
             "epoch": epoch,
             "dataset": config.dataset,
             "learning_rate": float(learning_rate(jnp.int32(step - 1), config)),
-            "train_loss": figure(np.atleast_1d(state.epoch_loss) / config.train_examples),
+            "train_loss": figure(train_loss),
             **{name: figure(values) for name, values in scores.items()},
             **meter.read(),
         }
@@ -226,7 +245,7 @@ def _end_epoch(run: Run, state: TrainState, meter: Meter) -> None:
         run.tensorboard.write(line)
         run.log(_describe(line, config))
     if last or epoch % config.checkpoint_every == 0:
-        checkpoint.save(run.checkpointer, step, state, line)
+        run.checkpoints.save(step, state, line)
 
 
 def _step_of(state: TrainState) -> int:
@@ -241,17 +260,27 @@ def _images_in(step: int, count: int, config: Config) -> int:
     return images * config.num_seeds
 
 
-def _require_finite(what: str, values: np.ndarray, step: int, run: Run) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if not bad.size:
+def _largest(state: TrainState, num_seeds: int) -> np.ndarray:
+    """The size of the largest number in each seed's parameters and optimizer state."""
+    leaves = [
+        np.abs(np.asarray(leaf)).reshape((num_seeds, -1)).max(axis=1)
+        for leaf in jax.tree.leaves((state.params, state.opt_state))
+    ]
+    return np.max(leaves, axis=0)
+
+
+def _require(what: str, values: np.ndarray, good: np.ndarray, step: int, run: Run) -> None:
+    """Stops a training in which something is not good for one of the seeds."""
+    if good.all():
         return
-    whose = f" of seed {run.config.seed + bad[0]}" if len(values) > 1 else ""
+    bad = int(np.flatnonzero(~good)[0])
+    whose = f" of seed {run.config.seed + bad}" if len(values) > 1 else ""
     rate = float(learning_rate(jnp.int32(step - 1), run.config))
-    latest = run.checkpointer.latest
-    kept = f"the last good checkpoint is {latest.step}" if latest else "there is no checkpoint yet"
+    latest = run.checkpoints.latest
+    kept = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
     raise Diverged(
-        f"the {what}{whose} became {values[bad[0]]} by step {step:,}, at learning rate "
-        f"{rate:.3g}; {kept} in {run.checkpointer.directory}; try a lower --learning-rate in "
+        f"the {what}{whose} became {values[bad]:.3g} by step {step:,}, at learning rate "
+        f"{rate:.3g}; {kept} in {run.checkpoints.folder}; try a lower --learning-rate in "
         "another --workdir"
     )
 
@@ -306,3 +335,15 @@ def _noting_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _explaining_disk_faults(folder: Path) -> Iterator[None]:
+    """Turns what a full or a forbidden disk raises into what people can read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {error.filename or folder}: {error.strerror or error}; the "
+            "checkpoints saved before are intact"
+        ) from error

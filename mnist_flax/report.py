@@ -13,7 +13,7 @@ from mnist_flax import plots
 from mnist_flax.inference import sway
 from mnist_flax.spread import percent, seeds_of
 from mnist_flax.trained import Trained
-from mnist_flax.workdir import write_text
+from mnist_flax.workdir import replacing, write_text
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff }
@@ -85,7 +85,8 @@ def write_report(
     """Writes `index.html`, `evaluation.json` and each picture as PNG into a folder."""
     folder.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-        (folder / f"{name}.png").write_bytes(picture)
+        with replacing(folder / f"{name}.png") as path:
+            path.write_bytes(picture)
     write_text(folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     write_text(folder / "index.html", page(config, metrics, summary, evaluation, pictures))
 

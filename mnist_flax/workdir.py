@@ -1,15 +1,21 @@
-"""The files of a run: written so that a killed process leaves none of them half-written."""
+"""The files of a run: each there as a whole or not at all, whenever a process is killed."""
 
 import contextlib
 import dataclasses
+import errno
+import itertools
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from mnist_flax import config as config_lib
 from mnist_flax.config import Config, UserError
+from mnist_flax.spread import mean_of
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -17,6 +23,13 @@ SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 REPORT = "report"
+LOCK = ".lock"
+
+# What each line of the metrics holds, as numbers of one seed or of many.
+FIGURES = (
+    *("train_loss", "test_loss", "test_accuracy", "learning_rate", "seconds"),
+    "images_per_second",
+)
 
 
 def settle_config(workdir: Path, config: Config) -> Config:
@@ -33,7 +46,9 @@ def settle_config(workdir: Path, config: Config) -> Config:
     try:
         begun = config_lib.from_dict(stored)
     except UserError as error:
-        raise UserError(f"{workdir / CONFIG} is {error}") from error
+        raise UserError(
+            f"{workdir / CONFIG} is {error}; mend it, or use another --workdir"
+        ) from error
     if config.dataset == "auto":
         config = dataclasses.replace(config, dataset=begun.dataset)
     changes = config_lib.differences(begun, config)
@@ -45,17 +60,45 @@ def settle_config(workdir: Path, config: Config) -> Config:
     return config
 
 
-def begin(workdir: Path, config: Config) -> None:
-    """Makes the workdir where it is missing, and stores the config in it.
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of a workdir, which is made where it is missing.
+
+    The system frees the lock of a process that dies. A folder in which nothing has begun is
+    not left behind.
 
     Raises:
-      UserError: the folder cannot be made or written.
+      UserError: another process holds it, or the folder cannot be used.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG, dataclasses.asdict(config))
+        links = [path for path in workdir.rglob("*") if path.is_symlink()]
+        lock = FileLock(workdir / LOCK, blocking=False)
+        if not links:
+            lock.acquire()
+            (workdir / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout as error:
+        holder = (workdir / LOCK).read_text() or "another process"
+        raise UserError(f"{workdir} is in use by {holder}; wait for it, or stop it") from error
     except OSError as error:
         raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+    if links:
+        # Whoever made the folder may have meant another one to be written to.
+        raise UserError(f"{links[0]} is a link, which a workdir may not hold; remove it")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (workdir / LOCK).unlink()
+            workdir.rmdir()
+        lock.release()
+
+
+def begin(workdir: Path, config: Config) -> None:
+    """Stores the config in the workdir, unless it is there already."""
+    if not (workdir / CONFIG).exists():
+        write_json(workdir / CONFIG, dataclasses.asdict(config))
+        sync(workdir.parent, below=False)
 
 
 def read_json(path: Path) -> Any:
@@ -70,7 +113,7 @@ def read_json(path: Path) -> Any:
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
@@ -82,25 +125,45 @@ def write_json(path: Path, value: Any) -> None:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a process killed while writing leaves a torn one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     kept = []
     for line in text.splitlines():
         try:
-            kept.append(json.loads(line))
-        except ValueError:
+            metrics = json.loads(line)
+            for name in ("step", "epoch", *FIGURES):
+                float(mean_of(metrics[name]))
+            kept.append(metrics)
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
     return kept
 
 
-def rewind_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+def rewind_metrics(path: Path, config: Config, last_step: int) -> list[dict[str, Any]]:
     """The lines up to a step, dropping all later ones from the file.
 
     A process killed between a line and its checkpoint leaves a line too many; going on from
     the checkpoint writes it again.
+
+    Raises:
+      UserError: some of the lines up to that step are missing, or all checkpoints are.
     """
-    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+    found = read_metrics(path)
+    kept = [line for line in found if line["step"] <= last_step]
+    due = range(config.eval_every, last_step // config.steps_per_epoch + 1, config.eval_every)
+    lacking = set(due) - {line["epoch"] for line in kept}
+    if lacking:
+        raise UserError(
+            f"{path} is damaged: epoch {min(lacking)} is missing, but there is a checkpoint from "
+            "after it; mend that line, or use another --workdir"
+        )
+    # The first checkpoint is complete at the latest when the second is begun.
+    if not last_step and found and found[-1]["epoch"] > 2 * config.checkpoint_every:
+        raise UserError(
+            f"{path} tells of {found[-1]['epoch']} epochs, but all checkpoints are gone; bring "
+            f"them back, remove {path.parent} to start over, or use another --workdir"
+        )
     if path.exists():
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
@@ -122,12 +185,38 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; afterwards, unless something was raised, it has taken `path`'s place."""
+    """A path to write to; afterwards, unless something was raised, it has taken `path`'s place.
+
+    Raises:
+      FileExistsError: `path` is not a file, but a folder or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it is not a file", str(path))
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent, below=False)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path, below: bool = True) -> None:
+    """Returns when a file, or a folder with all `below` it, is on disk, as after a power cut."""
+    for entry in (*(path.rglob("*") if below else ()), path):
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what is damaged, so that it is neither used nor lost; returns its new path."""
+    names = (f"{path.name}.damaged{count or ''}" for count in itertools.count())
+    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    path.rename(aside)
+    sync(path.parent, below=False)
+    return aside
