@@ -6,6 +6,7 @@ Ctrl-C; 141 nobody reads the output any more; 1 anything else. Imports nothing h
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import io
 import os
@@ -29,6 +30,8 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 def run_command(action: Callable[[], int], interrupted: str = "interrupted") -> int:
     """Runs a command's action; returns its exit code, after telling the user's mistakes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     try:
         code = action()
         sys.stdout.flush()
@@ -37,7 +40,7 @@ def run_command(action: Callable[[], int], interrupted: str = "interrupted") -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
@@ -57,7 +60,7 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            options = tyro.cli(
                 kind,
                 prog=prog,
                 args=list(argv),
@@ -68,6 +71,12 @@ def parse(
         if not end.code:
             raise
         raise UserError(_one_line(complaint.getvalue(), prog)) from end
+    return _with_homes(options)
+
+
+def printable(text: str) -> str:
+    """In one line, with what would steer the terminal, or is not UTF-8, spelled out."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def option_before_parsing(argv: Sequence[str], name: str) -> str | None:
@@ -100,6 +109,16 @@ def _processor_fingerprint() -> str:
     features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
     text = " ".join([platform.machine(), *sorted(features)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _with_homes(options: Any) -> Any:
+    """The options with `~` and `~user` in their paths replaced by those users' homes."""
+    values = {x.name: getattr(options, x.name) for x in dataclasses.fields(options)}
+    try:
+        paths = {name: v.expanduser() for name, v in values.items() if isinstance(v, Path)}
+    except RuntimeError as error:
+        raise UserError("a path begins with ~, but there is no such user, or no home") from error
+    return dataclasses.replace(options, **paths)
 
 
 def _one_line(complaint: str, prog: str) -> str:

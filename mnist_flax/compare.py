@@ -71,7 +71,7 @@ def compare_runs(
     from mnist_flax.data import load_dataset
     from mnist_flax.trained import load_trained
 
-    runs = [load_trained(folder.expanduser()) for folder in (a, b)]
+    runs = [load_trained(folder.absolute()) for folder in (a, b)]
     names = [run.config.dataset for run in runs]
     if names[0] != names[1]:
         raise UserError(f"{a} is of {names[0]}, {b} of {names[1]}: nothing to compare")

@@ -34,7 +34,7 @@ def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
     kind: Any = field.type
     if get_origin(kind) is Literal:
         choices = get_args(kind)
-        if value not in choices or isinstance(value, bool):
+        if (type(value), value) not in [(type(choice), choice) for choice in choices]:
             listed = ", ".join(map(str, choices))
             raise UserError(f"{flag(field.name)} must be one of {listed}, but is {value!r}")
         return
@@ -140,12 +140,12 @@ class Config:
             "elastic": (0 <= self.elastic <= 10, "from 0 to 10"),
             "epochs": (1 <= self.epochs <= 100_000, "from 1 to 100,000"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < math.inf, "above 0 and finite"),
+            "learning_rate": (0 < self.learning_rate <= 1e38, "above 0 and at most 1e38"),
             "warmup_fraction": (0 <= self.warmup_fraction <= 1, "from 0 to 1"),
             "adam_b1": (0 <= self.adam_b1 < 1, "from 0 to below 1"),
             "adam_b2": (0 <= self.adam_b2 < 1, "from 0 to below 1"),
             "weight_decay": (0 <= self.weight_decay <= 1, "from 0 to 1"),
-            "adam_epsilon": (0 < self.adam_epsilon < math.inf, "above 0 and finite"),
+            "adam_epsilon": (1e-37 <= self.adam_epsilon <= 1e38, "from 1e-37 to 1e38"),
             "seed": (0 <= self.seed < 2**32, "from 0 to 4,294,967,295"),
             "num_seeds": (1 <= self.num_seeds <= 10_000, "from 1 to 10,000"),
             "eval_every": (self.eval_every >= 1, "at least 1"),
@@ -160,6 +160,8 @@ class Config:
             raise UserError(
                 f"--batch-size {self.batch_size} is larger than the {images:,} training images"
             )
+        if self.validation_fraction and images == self._examples:
+            raise UserError(f"--validation-fraction {self.validation_fraction} is not one image")
         if self.seed + self.num_seeds > 2**32:
             raise UserError("--seed plus --num-seeds is more than 2**32")
         # Step counts are int32 on the device.
@@ -169,8 +171,12 @@ class Config:
     @property
     def train_examples(self) -> int:
         """How many images are trained on (for `auto`, as if it were MNIST)."""
-        total = DATASET_SIZES["mnist" if self.dataset == "auto" else self.dataset][0]
-        return total - int(total * self.validation_fraction)
+        return self._examples - int(self._examples * self.validation_fraction)
+
+    @property
+    def _examples(self) -> int:
+        """How many images there are to train on or to hold out."""
+        return DATASET_SIZES["mnist" if self.dataset == "auto" else self.dataset][0]
 
     @property
     def steps_per_epoch(self) -> int:

@@ -83,8 +83,10 @@ def evaluate_run(options: Options) -> dict[str, Any]:
     from mnist_flax.trained import load_trained
 
     command.keep_compiled_programs()
-    folder = options.workdir.expanduser().absolute()
+    folder = options.workdir.absolute()
     trained = load_trained(folder, options.checkpoint)
+    if not options.no_report:
+        workdir.refuse_links(folder)
     if options.seed_index is not None:
         trained = trained.only(options.seed_index)
     own, fraction = trained.config.dataset, trained.config.validation_fraction
@@ -127,7 +129,7 @@ def _write_report(
     from mnist_flax import report
 
     metrics = workdir.read_metrics(folder / workdir.METRICS)
-    summary = workdir.read_json(folder / workdir.SUMMARY) or {}
+    summary = workdir.read_summary(folder / workdir.SUMMARY) or {}
     config = workdir.read_json(folder / workdir.CONFIG)
     pictures = report.draw(trained, images, labels, metrics, evaluation)
     report.write_report(folder / workdir.REPORT, config, metrics, summary, evaluation, pictures)

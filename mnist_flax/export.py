@@ -7,12 +7,18 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from mnist_flax import __version__, command, workdir
-from mnist_flax.command import OptionalPath, keep_compiled_programs, path_from_environment
+from mnist_flax.command import (
+    OptionalPath,
+    keep_compiled_programs,
+    path_from_environment,
+    printable,
+)
 from mnist_flax.config import UserError
 
 PROG = "python -m mnist_flax.export"
@@ -70,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
         card = export_run(options)
         print(
-            f"{options.output}: {card['accuracy']:.2%} of {card['checked_on']['examples']:,} "
+            f"{printable(str(options.output))}: {card['accuracy']:.2%} of {card['checked_on']['examples']:,} "
             f"{card['checked_on']['dataset']} test images right, probabilities within "
             f"{card['checked_on']['largest_difference']:.1e} of the checkpoint's"
         )
@@ -90,33 +96,48 @@ def export_run(options: Options) -> dict[str, Any]:
     if options.output is None:
         raise UserError("--output is missing: the file to write")
     from mnist_flax import load
-    from mnist_flax.formats import FORMATS, LAYOUT
+    from mnist_flax.formats import FORMATS
 
     keep_compiled_programs()
     trained = load(options.workdir, options.checkpoint, options.seed_index)
     name, images, labels = _test_images(trained.config.dataset, options)
     make, read = FORMATS[options.format]
-    output = options.output.expanduser().absolute()
+    output = options.output.absolute()
     content, expected = make(trained), trained.probabilities(images)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with workdir.replacing(output) as unchecked:
+        # All three or none: the one that is entered last takes its place first.
+        with (
+            workdir.replacing(Path(f"{output}.card.md")) as text,
+            workdir.replacing(Path(f"{output}.card.json")) as data,
+            workdir.replacing(output) as unchecked,
+        ):
             unchecked.write_bytes(content)
             found = read(unchecked)(images)
-            difference = _difference(found, expected)
+            card = _card(trained, output, options.format) | {
+                "accuracy": float((found.argmax(axis=-1) == labels).mean()),
+                "checked_on": {
+                    "dataset": name,
+                    "examples": len(labels),
+                    "largest_difference": _difference(found, expected),
+                },
+            }
+            data.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+            text.write_text(describe(card), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
-    card = {
-        "file": output.name,
-        "format": options.format,
-        "interface": LAYOUT if options.format == "safetensors" else INTERFACE,
+        raise UserError(f"cannot write {error.filename or output}: {error.strerror}") from error
+    return card
+
+
+def _card(trained: Any, output: Path, kind: str) -> dict[str, Any]:
+    """What the model card says of the networks."""
+    from mnist_flax.formats import LAYOUT
+
+    return {
+        "file": printable(output.name),
+        "format": kind,
+        "interface": LAYOUT if kind == "safetensors" else INTERFACE,
         "trained_on": trained.config.dataset,
-        "accuracy": float((found.argmax(axis=-1) == labels).mean()),
-        "checked_on": {
-            "dataset": name,
-            "examples": len(labels),
-            "largest_difference": difference,
-        },
         "seeds": trained.seeds,
         "step": trained.step,
         "parameters": _count(trained),
@@ -125,9 +146,6 @@ def export_run(options: Options) -> dict[str, Any]:
         "mnist_flax": __version__,
         "config": dataclasses.asdict(trained.config),
     }
-    workdir.write_json(output.with_name(f"{output.name}.card.json"), card)
-    workdir.write_text(output.with_name(f"{output.name}.card.md"), describe(card))
-    return card
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """The command `python -m mnist_flax.predict`: reads digits from pictures."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from mnist_flax import command
-from mnist_flax.command import OptionalPath, keep_compiled_programs
+from mnist_flax import command, workdir
+from mnist_flax.command import OptionalPath, keep_compiled_programs, printable
 from mnist_flax.config import UserError
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 answer = predict_picture(trained, path, options.top_k, options.save_preprocessed)
             except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {printable(str(error))}", file=sys.stderr)
                 failed += 1
             else:
-                print(json.dumps(answer) if options.json else describe(answer), flush=True)
+                told = json.dumps(answer) if options.json else printable(describe(answer))
+                print(told, flush=True)
         return 2 if failed else 0
 
     return command.run_command(action)
@@ -109,13 +111,14 @@ def predict_picture(
 def find_pictures(names: Sequence[str]) -> Iterator[Path]:
     """The files that names of files, folders and patterns mean; a name of nothing as it is."""
     for name in names:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            found = [x for x in path.iterdir() if x.is_file() and not x.name.startswith(".")]
-        elif path.exists():
-            found = [path]
-        else:
-            found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        path, found = Path(name), []
+        # What cannot be looked for is told when it is read.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            path = path.expanduser()
+            if path.is_dir():
+                found = [x for x in path.iterdir() if x.is_file() and not x.name.startswith(".")]
+            elif not path.exists():
+                found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         yield from sorted(found) or [path]
 
 
@@ -152,7 +155,8 @@ def _save(image: Any, folder: Path, path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # With its folders, for those of two may have the same names.
         name = "_".join(part for part in path.parts if part not in (path.anchor, ".."))
-        Image.fromarray(image[..., 0]).save(folder / f"{name}.png")
+        with workdir.replacing(folder / f"{name}.png") as file:
+            Image.fromarray(image[..., 0]).save(file, "PNG")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 

@@ -40,6 +40,8 @@ def read_image(path: Path) -> Image.Image:
       UserError: there is no such file, or no picture in it, or a far too large one.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a pipe may take for ever
+            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MAX_PIXELS is the limit here
             with Image.open(path, formats=FORMATS) as image:
@@ -53,11 +55,9 @@ def read_image(path: Path) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder") from error
-    except PermissionError as error:
-        raise UserError(f"{path} may not be read") from error
     except Exception as error:  # a damaged file may raise anything, in any decoder
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
         raise UserError(f"{path} is not a picture, or damaged") from error
 
 

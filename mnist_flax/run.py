@@ -19,6 +19,7 @@ from mnist_flax.command import (
     keep_compiled_programs,
     option_before_parsing,
     path_from_environment,
+    printable,
     run_command,
 )
 from mnist_flax.config import PRESETS, Config, UserError
@@ -99,9 +100,9 @@ def _print_model(options: Options) -> int:
 def _run(options: Options) -> int:
     if options.workdir is None:
         raise UserError("--workdir is missing: the folder for all that the run leaves behind")
-    folder = options.workdir.expanduser().absolute()
+    folder = options.workdir.absolute()
     config = workdir.settle_config(folder, options.config)
-    summary = workdir.read_json(folder / workdir.SUMMARY)
+    summary = workdir.read_summary(folder / workdir.SUMMARY)
     if summary is not None:
         _log(f"{folder} holds this run, finished already: {_result(summary)}")
         return 0
@@ -141,7 +142,7 @@ def _result(summary: dict[str, Any]) -> str:
 
 
 def _log(line: str) -> None:
-    tqdm.write(line)
+    tqdm.write(printable(line))
     sys.stdout.flush()
 
 

@@ -35,10 +35,6 @@ CACHE_NAME = "mnist_flax_decoded.npz"
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
-class DataUnavailable(UserError):
-    """The data set is neither here nor can it be downloaded."""
-
-
 def load_tfds(
     name: str, data_dir: Path | None, manual_dir: Path | None, log: Callable[[str], None]
 ) -> dict[str, Arrays]:
@@ -146,49 +142,6 @@ def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) 
         builder.download_and_prepare(download_config=config)
 
 
-@contextlib.contextmanager
-def explaining_downloads(name: str) -> Iterator[None]:
-    """Turns what TFDS raises about a download into what people can read."""
-    import requests
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.util import DownloadError
-
-    try:
-        yield
-    except NonMatchingChecksumError as error:
-        detail = " ".join(str(error).split(" To debug")[0].split())
-        raise UserError(f"a file is not the original one: {detail}") from error
-    except (DownloadError, requests.RequestException) as error:
-        raise DataUnavailable(f"{name} cannot be downloaded: {error}") from error
-
-
-def probe(url: str, name: str, files: str) -> None:
-    """Finds out in at most `PROBE_SECONDS` whether there is a network; TFDS takes minutes.
-
-    In a thread, because looking up a host name cannot be given a time limit.
-    """
-    outcome: list[Exception | None] = []
-
-    def head() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            outcome.append(None)
-        except Exception as error:  # whatever it is, there is no download
-            outcome.append(error)
-
-    thread = threading.Thread(target=head, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    problem = outcome[0] if outcome else f"no answer within {PROBE_SECONDS:.0f} s"
-    if problem is not None:
-        reason = getattr(problem, "reason", problem)
-        raise DataUnavailable(
-            f"{name} is not on this machine and cannot be downloaded ({reason}); "
-            f"--manual-dir takes a folder with {files}"
-        )
-
-
 def _decode(builder: Any, split: str) -> Arrays:
     from tqdm import tqdm
 
@@ -227,26 +180,6 @@ def _write_cache(folder: Path, splits: dict[str, Arrays]) -> None:
             temporary.replace(folder / CACHE_NAME)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """One process prepares while the others wait; freed by the system if its holder dies."""
-    lock = FileLock(f"{folder}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=1)
-    except Timeout:
-        log("waiting for another process that is preparing the same data")
-        lock.acquire()
-    except OSError as error:
-        # In a folder that is read-only for us there is nothing to spoil.
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

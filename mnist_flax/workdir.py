@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from mnist_flax import config as config_lib
 from mnist_flax.config import Config, UserError
-from mnist_flax.spread import mean_of
+from mnist_flax.records import is_line, is_summary, refuse_depth
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -72,19 +72,15 @@ def held(workdir: Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        links = [path for path in workdir.rglob("*") if path.is_symlink()]
+        refuse_links(workdir)
         lock = FileLock(workdir / LOCK, blocking=False)
-        if not links:
-            lock.acquire()
-            (workdir / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.acquire()
+        (workdir / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout as error:
         holder = (workdir / LOCK).read_text() or "another process"
         raise UserError(f"{workdir} is in use by {holder}; wait for it, or stop it") from error
     except OSError as error:
         raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
-    if links:
-        # Whoever made the folder may have meant another one to be written to.
-        raise UserError(f"{links[0]} is a link, which a workdir may not hold; remove it")
     try:
         yield
     finally:
@@ -92,6 +88,17 @@ def held(workdir: Path) -> Iterator[None]:
             (workdir / LOCK).unlink()
             workdir.rmdir()
         lock.release()
+
+
+def refuse_links(workdir: Path) -> None:
+    """Whoever made the folder may have meant another one to be written to.
+
+    Raises:
+      UserError: there is a symbolic link in it.
+    """
+    links = [path for path in workdir.rglob("*") if path.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]} is a link, which a workdir may not hold; remove it")
 
 
 def begin(workdir: Path, config: Config) -> None:
@@ -108,13 +115,35 @@ def read_json(path: Path) -> Any:
       UserError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # reading a pipe may take for ever
+            raise UserError(f"cannot read {path}: it is not a file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+        refuse_depth(value)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+    if value is None:
+        raise UserError(f"{path} is damaged: it holds nothing")
+    return value
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The result of a finished run; None where there is none.
+
+    Raises:
+      UserError: it cannot be read, or something is missing in it.
+    """
+    hint = "; remove it, and the same command that trained the run writes it again"
+    try:
+        summary = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}{hint}") from error
+    if summary is not None and not is_summary(summary):
+        raise UserError(f"{path} is damaged: it is not the summary of a run{hint}")
+    return summary
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -124,19 +153,20 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a process killed while writing leaves a torn one."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not path.is_file():
         return []
+    text = path.read_text(encoding="utf-8", errors="replace")
     kept = []
     for line in text.splitlines():
         try:
             metrics = json.loads(line)
-            for name in ("step", "epoch", *FIGURES):
-                float(mean_of(metrics[name]))
-            kept.append(metrics)
-        except (ValueError, TypeError, KeyError, RecursionError):
+            refuse_depth(metrics)
+            like = kept[0] if kept else dict.fromkeys(FIGURES, 0.0) | metrics
+        except (ValueError, TypeError, RecursionError):
             break
+        if not is_line(metrics, like):
+            break
+        kept.append(metrics)
     return kept
 
 
