@@ -7,10 +7,8 @@ Ctrl-C; 141 nobody reads the output any more; 1 anything else. Imports nothing h
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import io
 import os
-import platform
 import re
 import signal
 import sys
@@ -21,19 +19,30 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from mnist_flax.config import UserError
+from mnist_flax.determinism import processor_fingerprint
 
 Options = TypeVar("Options")
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
-def run_command(action: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """Runs a command's action; returns its exit code, after telling the user's mistakes."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def run_command(
+    action: Callable[[Sequence[str]], int],
+    argv: Sequence[str] | None,
+    interrupted: str = "interrupted",
+) -> int:
+    """Runs a command's action on its arguments; returns its exit code.
+
+    The user's mistakes are told. With `argv` None the process is the command's own: the
+    arguments are its, and SIGTERM and Ctrl-C end it at once, which loses no whole file.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
+    if argv is None:
+        argv = sys.argv[1:]
+        _end_at_signals(interrupted)
     try:
-        code = action()
+        code = action(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read the output, like `head`, has had enough
@@ -45,6 +54,18 @@ def run_command(action: Callable[[], int], interrupted: str = "interrupted") -> 
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+
+
+def _end_at_signals(message: str) -> None:
+    """Not by an exception: inside a library it may be dropped, or crash an import."""
+
+    def end(signum: int, _: Any) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{message}\n".encode())
+        os._exit(128 + signum)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
 
 
 def parse(
@@ -71,7 +92,7 @@ def parse(
         if not end.code:
             raise
         raise UserError(_one_line(complaint.getvalue(), prog)) from end
-    return _with_homes(options)
+    return _usable_paths(options)
 
 
 def printable(text: str) -> str:
@@ -97,18 +118,28 @@ def keep_compiled_programs() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        folder = cache / "mnist_flax" / _processor_fingerprint()
+        # JAX's key knows nothing of the processor, yet a home may be shared.
+        folder = cache / "mnist_flax" / processor_fingerprint()
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _processor_fingerprint() -> str:
-    """Stands for this kind of processor; JAX's key does not, yet a home may be shared."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
-    text = " ".join([platform.machine(), *sorted(features)])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _usable_paths(options: Any) -> Any:
+    """The options with `~` and `~user` in their paths replaced by those users' homes.
+
+    Raises:
+      UserError: there is no such user, or a path is too long or may not be looked at.
+    """
+    values = {x.name: getattr(options, x.name) for x in dataclasses.fields(options)}
+    try:
+        paths = {name: v.expanduser() for name, v in values.items() if isinstance(v, Path)}
+        for path in paths.values():
+            path.exists()  # raises what all who use it would else have to expect
+    except RuntimeError as error:
+        raise UserError("a path begins with ~, but there is no such user, or no home") from error
+    except OSError as error:
+        raise UserError(f"cannot use {error.filename}: {error.strerror}") from error
+    return dataclasses.replace(options, **paths)
 
 
 def _with_homes(options: Any) -> Any:

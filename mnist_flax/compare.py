@@ -47,13 +47,13 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
-    def action() -> int:
-        options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
+    def action(argv: Sequence[str]) -> int:
+        options = command.parse(Options, PROG, argv)
         result = compare_runs(options.a, options.b, options.data_dir, options.manual_dir)
         print(json.dumps(result, indent=2) if options.json else describe(result))
         return 0
 
-    return command.run_command(action)
+    return command.run_command(action, argv)
 
 
 def compare_runs(

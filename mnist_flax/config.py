@@ -39,7 +39,7 @@ def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
             raise UserError(f"{flag(field.name)} must be one of {listed}, but is {value!r}")
         return
     allowed = (int, float) if kind is float else kind
-    if isinstance(value, bool) or not isinstance(value, allowed):
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, allowed):
         raise UserError(f"{flag(field.name)} must be {kind.__name__}, but is {value!r}")
 
 
@@ -79,6 +79,10 @@ class Config:
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the layers. Parameters and sums stay float32. The other two are faster
     on GPU and TPU, round more, and differ only there (`tf32`) or are slower on CPU."""
+
+    deterministic: bool = False
+    """Have a GPU give the same bits each time, as a CPU does anyhow. Slower; refused where it
+    cannot be promised."""
 
     epochs: int = 5
     """Passes over the training images."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mnist_flax.config import DATASET_SIZES, IMAGE_SHAPE, UserError
-from mnist_flax.tfds_source import SPLITS, Arrays, DataUnavailable, load_tfds
+from mnist_flax.download import DataUnavailable
+from mnist_flax.tfds_source import SPLITS, Arrays, load_tfds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 PROG = "python -m mnist_flax.demo"
 HOST = "127.0.0.1"
 MAX_UPLOAD = "20mb"
+# Seconds that a visitor is kept waiting.
+PATIENCE = 20.0
 # How large the 28x28 images are shown.
 MAGNIFIED = 8
 
@@ -51,8 +54,8 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command, until it is interrupted; returns its exit code."""
 
-    def action() -> int:
-        options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
+    def action(argv: Sequence[str]) -> int:
+        options = command.parse(Options, PROG, argv)
         if options.workdir is None:
             raise UserError("--workdir is missing: the folder of a trained run")
         if not 1 <= options.port <= 65_535:
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(load(options.workdir, options.checkpoint, options.seed_index), options.port)
         return 0
 
-    return command.run_command(action, interrupted="stopped")
+    return command.run_command(action, argv, interrupted="stopped")
 
 
 def serve(trained: "Trained", port: int) -> None:
@@ -78,6 +81,7 @@ def serve(trained: "Trained", port: int) -> None:
             server_name=HOST,
             server_port=port,
             share=False,
+            show_error=False,
             quiet=True,
             prevent_thread_lock=True,
             max_file_size=MAX_UPLOAD,
@@ -160,9 +164,24 @@ def build(answer: Callable[["Image.Image | None"], Answer]) -> Any:
                     label="How probable each digit is", num_top_classes=10, show_heading=False
                 )
         shown = [given, chances, looked, said]
-        sketch.input(lambda drawn: answer(_drawn(drawn)), sketch, shown, show_progress="hidden")
-        upload.change(lambda path: _uploaded(answer, path), upload, shown)
+        # For the page alone: the API would tell where files lie.
+        hidden: Any = {"api_visibility": "private"}
+        drawing = lambda drawn: _in_time(lambda: answer(_drawn(drawn)))  # noqa: E731
+        sketch.input(drawing, sketch, shown, show_progress="hidden", **hidden)
+        uploading = lambda path: _in_time(lambda: _uploaded(answer, path))  # noqa: E731
+        upload.change(uploading, upload, shown, **hidden)
     return page
+
+
+def _in_time(work: Callable[[], Answer]) -> Answer:
+    """What `work` answers; where it takes too long, it is left to end by itself."""
+    worker = ThreadPoolExecutor(1)
+    try:
+        return worker.submit(work).result(PATIENCE)
+    except TimeoutError:
+        return None, None, None, "That took too long. Try a smaller picture."
+    finally:
+        worker.shutdown(wait=False)
 
 
 def _drawn(drawn: dict[str, Any] | None) -> "Image.Image | None":

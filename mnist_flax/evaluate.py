@@ -61,13 +61,13 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
-    def action() -> int:
-        options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
+    def action(argv: Sequence[str]) -> int:
+        options = command.parse(Options, PROG, argv)
         evaluation = evaluate_run(options)
         print(json.dumps(evaluation, indent=2) if options.json else describe(evaluation))
         return 0
 
-    return command.run_command(action)
+    return command.run_command(action, argv)
 
 
 def evaluate_run(options: Options) -> dict[str, Any]:

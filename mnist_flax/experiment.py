@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import math
-import platform
 import signal
 import sys
 import threading
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mnist_flax import __version__, checkpoint, workdir
+from mnist_flax import checkpoint, determinism, workdir
 from mnist_flax.checkpoint import Checkpoints
 from mnist_flax.config import Config, UserError
 from mnist_flax.data import Dataset, load_dataset
@@ -33,8 +31,6 @@ from mnist_flax.trained import Trained
 
 # Seconds of work handed to the device at a time: how soon a signal is heeded.
 PACE_SECONDS = 1.0
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 # The loss of a network that finds every digit equally probable; and an epoch's that is past hope.
 GUESSING = math.log(10)
@@ -68,6 +64,7 @@ class Run:
     checkpoints: Checkpoints
     tensorboard: TensorBoard
     metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
+    signals: list[int]  # that ask the training to stop
 
 
 def run_experiment(
@@ -112,11 +109,15 @@ def _run(
 ) -> dict[str, Any]:
     """`run_experiment` on a data set, in a workdir that is ours."""
     config = dataclasses.replace(config, dataset=dataset.name)
-    workdir.begin(folder, config)
+    if config.deterministic:
+        determinism.require()
+    environment = determinism.environment()
+    _compare(workdir.begin(folder, config, environment), environment, config, log)
     programs = compile_programs(dataset, config)
     clock.lap("compile")
 
-    with Checkpoints(folder / workdir.CHECKPOINTS, config.keep_checkpoints, log) as checkpoints:
+    kept = Checkpoints(folder / workdir.CHECKPOINTS, config.keep_checkpoints, log)
+    with _noting_signals() as signals, kept as checkpoints:
         state = checkpoints.restore(programs.like)
         if state is None:
             state = programs.create_state()
@@ -124,11 +125,13 @@ def _run(
             log(f"going on from step {_step_of(state):,} of {config.total_steps:,}")
         metrics = workdir.rewind_metrics(folder / workdir.METRICS, config, _step_of(state))
         with TensorBoard(folder / workdir.TENSORBOARD, metrics) as tensorboard:
-            run = Run(config, folder, log, programs, checkpoints, tensorboard, metrics)
+            run = Run(config, folder, log, programs, checkpoints, tensorboard, metrics, signals)
             state = _train(run, state)
+    if signals:
+        raise Stopped(signals[0], _step_of(state))
     clock.lap("train")
 
-    summary = _summarize(run, state, dataset, clock)
+    summary = _summarize(run, state, dataset, clock, environment)
     if with_report:
         _report(run, state, dataset, summary)
     if mean_of(summary["test_loss"]) > 0.99 * GUESSING:
@@ -137,7 +140,18 @@ def _run(
     return summary
 
 
-def _summarize(run: Run, state: TrainState, dataset: Dataset, clock: Clock) -> dict[str, Any]:
+def _compare(begun: dict[str, Any], now: dict[str, Any], config: Config, log: Log) -> None:
+    """Tells, or with `deterministic` refuses, what keeps a run from being as if undisturbed."""
+    changes = "; ".join(determinism.changes(begun, now))
+    if changes and config.deterministic:
+        raise UserError(f"--deterministic cannot go on where {changes}; use another --workdir")
+    if changes:
+        log(f"NOTE: {changes}, so the last bits may differ from now on")
+
+
+def _summarize(
+    run: Run, state: TrainState, dataset: Dataset, clock: Clock, environment: dict[str, Any]
+) -> dict[str, Any]:
     """The content of `summary.json`."""
     config, last = run.config, run.metrics[-1]
     return {
@@ -149,7 +163,7 @@ def _summarize(run: Run, state: TrainState, dataset: Dataset, clock: Clock) -> d
         "steps": _step_of(state),
         "params_sha256": checkpoint.digest(state.params),
         "seconds": clock.seconds,
-        "environment": _environment(),
+        "environment": environment,
     }
 
 
@@ -183,18 +197,15 @@ def _train(run: Run, state: TrainState) -> TrainState:
     """The loop: trains to the last step, evaluating and saving at the ends of epochs."""
     config, step, meter = run.config, _step_of(state), Meter()
     bar = tqdm(total=config.total_steps, initial=step, unit="step", disable=not sys.stderr.isatty())
-    with bar, _noting_signals() as signals:
+    with bar:
         for epoch in range(step // config.steps_per_epoch, config.epochs):
-            state = _train_epoch(run, state, epoch, meter, bar, signals)
+            state = _train_epoch(run, state, epoch, meter, bar)
             _end_epoch(run, state, meter)
-            if signals and epoch + 1 < config.epochs:
-                _save_and_stop(run, state, signals)
+            _heed_signals(run, state)
     return state
 
 
-def _train_epoch(
-    run: Run, state: TrainState, epoch: int, meter: Meter, bar: tqdm, signals: list[int]
-) -> TrainState:
+def _train_epoch(run: Run, state: TrainState, epoch: int, meter: Meter, bar: tqdm) -> TrainState:
     """Trains to the end of an epoch, in parts of about `PACE_SECONDS`."""
     step, end = _step_of(state), (epoch + 1) * run.config.steps_per_epoch
     order = run.programs.epoch_order(epoch)
@@ -207,14 +218,15 @@ def _train_epoch(
         step += count
         bar.update(count)
         _require("training loss", epoch_loss, np.isfinite(epoch_loss), step, run)
-        if signals and step < end:
-            _save_and_stop(run, state, signals)
+        if step < end:
+            _heed_signals(run, state)
     return state
 
 
-def _save_and_stop(run: Run, state: TrainState, signals: list[int]) -> None:
-    run.checkpoints.save(_step_of(state), state)
-    raise Stopped(signals[0], _step_of(state))
+def _heed_signals(run: Run, state: TrainState) -> None:
+    if run.signals:
+        run.checkpoints.save(_step_of(state), state)
+        raise Stopped(run.signals[0], _step_of(state))
 
 
 def _end_epoch(run: Run, state: TrainState, meter: Meter) -> None:
@@ -304,30 +316,18 @@ def _left(line: dict[str, Any], config: Config) -> str:
     return f"  {datetime.timedelta(seconds=seconds)} left" if seconds else ""
 
 
-def _environment() -> dict[str, Any]:
-    device = jax.devices()[0]
-    return {
-        "mnist-flax": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "backend": jax.default_backend(),
-        "device_kind": device.device_kind,
-        "device_count": jax.device_count(),
-    }
-
-
 @contextlib.contextmanager
 def _noting_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C instead of dying of them; a second one interrupts at once."""
+    """Collects SIGTERM and Ctrl-C instead of dying of them; of a second one it does die."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
 
     def note(signum: int, _: Any) -> None:
-        if noted:
-            raise KeyboardInterrupt
         noted.append(signum)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

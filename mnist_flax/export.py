@@ -72,17 +72,18 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
-    def action() -> int:
-        options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
+    def action(argv: Sequence[str]) -> int:
+        options = command.parse(Options, PROG, argv)
         card = export_run(options)
+        checked = card["checked_on"]
         print(
-            f"{printable(str(options.output))}: {card['accuracy']:.2%} of {card['checked_on']['examples']:,} "
-            f"{card['checked_on']['dataset']} test images right, probabilities within "
-            f"{card['checked_on']['largest_difference']:.1e} of the checkpoint's"
+            f"{printable(str(options.output))}: {card['accuracy']:.2%} of {checked['examples']:,} "
+            f"{checked['dataset']} test images right, probabilities within "
+            f"{checked['largest_difference']:.1e} of the checkpoint's"
         )
         return 0
 
-    return command.run_command(action)
+    return command.run_command(action, argv)
 
 
 def export_run(options: Options) -> dict[str, Any]:

@@ -5,14 +5,15 @@ images to disk, with TensorFlow's help; here the test images are read from the a
 """
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mnist_flax.config import UserError
-from mnist_flax.tfds_source import Arrays, explaining_downloads, probe, quiet_tfds
+from mnist_flax.download import alone, bounded_downloads, check_original, probe
+from mnist_flax.tfds_source import Arrays, quiet_tfds
 
 FILE = "mnist_c.zip"
 
@@ -32,39 +33,43 @@ def load_mnist_c(
       UserError: the archive is damaged, or a folder cannot be used.
     """
     try:
-        with quiet_tfds(), explaining_downloads("MNIST-C"):
+        with quiet_tfds():
             path = _download(data_dir, manual_dir, log)
         with zipfile.ZipFile(path) as archive:
             folders = {Path(name).parent.name for name in archive.namelist()}
             kinds = sorted(folders - {"identity", "mnist_c", ""})
             return {kind: _read(archive, f"mnist_c/{kind}") for kind in kinds}
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise UserError(f"MNIST-C's archive is damaged: {error}") from error
     except OSError as error:
         raise UserError(f"cannot use the data folder: {error}") from error
 
 
-def _download(data_dir: Path | None, manual_dir: Path | None, log: Callable[[str], None]) -> Any:
-    """The path of the archive, whose checksum was right when it came."""
+def _download(data_dir: Path | None, manual_dir: Path | None, log: Callable[[str], None]) -> Path:
+    """The path of the archive, whose checksum is right."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import constants
     from tensorflow_datasets.core.download.resource import get_dl_fname
     from tensorflow_datasets.image_classification import mnist_corrupted
 
     url, infos = mnist_corrupted._DOWNLOAD_URL, mnist_corrupted.MNISTCorrupted.url_infos or {}
-    folder = Path(data_dir or constants.DATA_DIR).expanduser() / "downloads"
-    manager = tfds.download.DownloadManager(
-        download_dir=folder,
-        manual_dir=manual_dir,
-        url_infos=infos,
-        dataset_name="mnist_corrupted",
-        force_checksums_validation=True,
-    )
-    here = manual_dir is not None and (manual_dir / FILE).exists()
-    if not here and not any(folder.rglob(get_dl_fname(url, infos[url].checksum))):
-        probe(url, "MNIST-C", FILE)
-        log(f"downloading MNIST-C (247 MB) to {folder}")
-    return manager.download(url)
+    downloads = Path(data_dir or constants.DATA_DIR).expanduser() / "downloads"
+    folder = downloads / "mnist_corrupted"
+    with alone(log, folder), bounded_downloads("MNIST-C"):
+        manager = tfds.download.DownloadManager(
+            download_dir=downloads,
+            manual_dir=manual_dir,
+            url_infos=infos,
+            dataset_name=folder.name,
+            force_checksums_validation=True,
+        )
+        here = manual_dir is not None and (manual_dir / FILE).exists()
+        if not here and not any(downloads.rglob(get_dl_fname(url, infos[url].checksum))):
+            probe(url, "MNIST-C", FILE)
+            log(f"downloading MNIST-C (247 MB) to {downloads}")
+        path = Path(manager.download(url))
+    check_original(path, infos[url].checksum)
+    return path
 
 
 def _read(archive: zipfile.ZipFile, folder: str) -> Arrays:

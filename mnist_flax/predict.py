@@ -52,8 +52,8 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, which is 2 if any picture could not be read."""
 
-    def action() -> int:
-        options = command.parse(Options, PROG, sys.argv[1:] if argv is None else argv)
+    def action(argv: Sequence[str]) -> int:
+        options = command.parse(Options, PROG, argv)
         _check(options)
         trained = _load(options)
         failed = 0
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(told, flush=True)
         return 2 if failed else 0
 
-    return command.run_command(action)
+    return command.run_command(action, argv)
 
 
 def predict_picture(

@@ -52,20 +52,21 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
         splits["validation"] = dataset.validation
     images = {name: jax.device_put(split[0], shared) for name, split in splits.items()}
     over_seeds = functools.partial(seeds.over_seeds, config=config, mesh=mesh)
+    compiled = functools.partial(seeds.compile_lowered, config=config)
 
     # One at a time, for the compiler uses all cores; the next is traced meanwhile. Training
     # does not wait for the evaluation, which compiles beside the first steps.
     pool = ThreadPoolExecutor(max_workers=1)
     lowered_state = over_seeds(train.create_state, (0,)).lower(key)
-    create_state = pool.submit(seeds.compile_lowered, lowered_state)
+    create_state = pool.submit(compiled, lowered_state)
     lowered_order = over_seeds(train.epoch_order, (0, None)).lower(key, zero)
-    epoch_order = pool.submit(seeds.compile_lowered, lowered_order)
+    epoch_order = pool.submit(compiled, lowered_order)
     like, order = (_abstract(lowered, divided) for lowered in (lowered_state, lowered_order))
     steps = over_seeds(train.train_steps, (0, None, None, 0, 0, None), donate=(0,))
-    train_steps = pool.submit(seeds.compile_lowered, steps.lower(like, *training, order, key, zero))
+    train_steps = pool.submit(compiled, steps.lower(like, *training, order, key, zero))
     prediction = over_seeds(inference.predict_logits, (0, None))
     predictors = {
-        name: pool.submit(lambda x: seeds.compile_lowered(prediction.lower(like.params, x)), x)
+        name: pool.submit(lambda x: compiled(prediction.lower(like.params, x)), x)
         for name, x in images.items()
     }
     pool.shutdown(wait=False)

@@ -66,12 +66,12 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
-    def action() -> int:
-        options = parse(sys.argv[1:] if argv is None else argv)
+    def action(argv: Sequence[str]) -> int:
+        options = parse(argv)
         return _print_model(options) if options.print_model else _run(options)
 
     return run_command(
-        action, interrupted="interrupted; the same command goes on from the last checkpoint"
+        action, argv, interrupted="interrupted; the same command goes on from the last checkpoint"
     )
 
 

@@ -6,31 +6,39 @@ TFDS's own, so the stock `tfds.data_source("mnist")` reads the prepared folder t
 """
 
 import contextlib
-import errno
 import gzip
+import hashlib
 import io
 import logging
-import os
 import sys
-import threading
-import urllib.request
+import textwrap
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from mnist_flax.config import UserError
+from mnist_flax.download import (
+    DataUnavailable,  # noqa: F401
+    alone,
+    bounded_downloads,
+    check_original,
+    probe,
+)
+from mnist_flax.workdir import replacing, write_text
 
 SPLITS = ("train", "test")
 FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
-PROBE_SECONDS = 8.0
 CACHE_NAME = "mnist_flax_decoded.npz"
+DIGEST_NAME = "mnist_flax_decoded.sha256"
+
+REMOVE = "remove this folder, and the next run prepares it again"
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -52,10 +60,10 @@ def load_tfds(
     """
     try:
         folder = Path(_builder(name, data_dir).data_dir)
-        cached = _read_cache(folder)
+        cached = _read_cache(name, folder)
         if cached is None:
-            with _lock(folder, log):
-                cached = _read_cache(folder) or _make_cache(name, data_dir, manual_dir, log)
+            with alone(log, folder, _downloads(name, folder)):
+                cached = _read_cache(name, folder) or _make_cache(name, data_dir, manual_dir, log)
         return cached
     except OSError as error:
         raise UserError(f"cannot use the data folder: {error}") from error
@@ -66,11 +74,18 @@ def _make_cache(
 ) -> dict[str, Arrays]:
     with quiet_tfds():
         builder = _builder(name, data_dir)
+        folder = Path(builder.data_dir)
         if not builder.is_prepared():
+            if folder.exists():
+                raise UserError(f"{folder} is not whole; {REMOVE}")
             _prepare(builder, manual_dir, log)
-        log(f"reading {name} from {builder.data_dir} (only this once, about 10 s)")
-        splits = {split: _decode(builder, split) for split in SPLITS}
-        _write_cache(Path(builder.data_dir), splits)
+        log(f"reading {name} from {folder} (only this once, about 10 s)")
+        with _explaining_damage(folder):
+            splits = {split: _decode(builder, split) for split in SPLITS}
+        digest, known = _digest(name, splits), _read_digest(folder)
+        if known not in (None, digest):
+            raise UserError(f"{folder} does not hold what was prepared there; {REMOVE}")
+        _write_cache(folder, splits, digest)
         return splits
 
 
@@ -78,6 +93,7 @@ def _builder(name: str, data_dir: Path | None) -> Any:
     """A TFDS builder of the standard data set that needs no TensorFlow."""
     import PIL.Image
     from tensorflow_datasets.core import constants
+    from tensorflow_datasets.core.download import checksums
     from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
     bases = {
@@ -87,29 +103,41 @@ def _builder(name: str, data_dir: Path | None) -> Any:
     }
 
     class Builder(bases[name], skip_registration=True):  # pyright: ignore
+        def _info(self) -> Any:
+            info = super()._info()
+            # It would find nothing, and leave an empty temporary folder behind.
+            info.initialize_from_bucket = lambda: None
+            return info
+
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            paths = dl_manager.download(
-                {split: [self.URL + file for file in FILES[split]] for split in SPLITS}
-            )
+            urls = {split: [self.URL + file for file in FILES[split]] for split in SPLITS}
+            paths = dl_manager.download(urls)
+            expected = checksums.get_all_url_infos()
+            for split in SPLITS:
+                for url, path in zip(urls[split], paths[split], strict=True):
+                    check_original(path, expected[url].checksum)
             return {split: self._generate_examples(*paths[split]) for split in SPLITS}
 
         def _generate_examples(self, images_path: Any, labels_path: Any) -> Iterator[Any]:
             images, labels = read_idx(images_path), read_idx(labels_path)
-            if len(images) != len(labels):
-                raise UserError(f"{images_path} and {labels_path} do not belong together")
+            if images.shape != (*labels.shape, 28, 28) or labels.max(initial=0) > 9:
+                raise UserError(f"{images_path} and {labels_path} are not digits and their labels")
             for index, (image, label) in enumerate(zip(images, labels, strict=True)):
                 yield index, {"image": PIL.Image.fromarray(image), "label": int(label)}
 
     Builder.name = name
-    try:
-        return Builder(data_dir=data_dir, file_format="array_record")
-    except ValueError:
-        # Prepared already as TFRecord, which only TensorFlow reads; ours goes beside it.
-        root = Path(data_dir or constants.DATA_DIR)
-        return Builder(data_dir=root / "array_record", file_format="array_record")
+    root = Path(data_dir or constants.DATA_DIR).expanduser()
+    with _explaining_damage(root / name / str(Builder.VERSION)):
+        try:
+            return Builder(data_dir=root, file_format="array_record")
+        except ValueError as error:
+            if "already set to FileFormat.TFRECORD" not in str(error):
+                raise
+            # Prepared for TensorFlow, which alone reads it; ours goes beside it.
+            return Builder(data_dir=root / "array_record", file_format="array_record")
 
 
-def read_idx(path: os.PathLike[str]) -> np.ndarray:
+def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in a gzipped IDX file (http://yann.lecun.com/exdb/mnist).
 
     Raises:
@@ -123,7 +151,7 @@ def read_idx(path: os.PathLike[str]) -> np.ndarray:
         ndim = content[3]
         shape = np.frombuffer(content, ">u4", count=ndim, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
@@ -138,7 +166,7 @@ def _prepare(builder: Any, manual_dir: Path | None, log: Callable[[str], None]) 
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir, try_download_gcs=False, force_checksums_validation=True
     )
-    with explaining_downloads(builder.name), contextlib.redirect_stdout(io.StringIO()):
+    with bounded_downloads(builder.name), contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_config=config)
 
 
@@ -156,43 +184,74 @@ def _decode(builder: Any, split: str) -> Arrays:
     return images, labels
 
 
-def _read_cache(folder: Path) -> dict[str, Arrays] | None:
-    """The cached arrays, each checked by its CRC in the zip format; None if not all are right."""
+@contextlib.contextmanager
+def _explaining_damage(folder: Path) -> Iterator[None]:
+    """About damaged files, TFDS, protobuf and array_record raise whatever they please."""
     try:
-        with (folder / CACHE_NAME).open("rb") as file, np.load(file, allow_pickle=False) as cache:
-            return {split: (cache[f"{split}_images"], cache[f"{split}_labels"]) for split in SPLITS}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        reason = textwrap.shorten(str(error), 200)
+        raise UserError(f"{folder} cannot be read ({reason}); {REMOVE}") from error
+
+
+def _downloads(name: str, folder: Path) -> Path:
+    """Where TFDS keeps the files that the data in `folder` is prepared from."""
+    return folder.parents[1] / "downloads" / name
+
+
+def _digest(name: str, splits: dict[str, Arrays]) -> str:
+    """The SHA-256 of a data set: of its name, and of the arrays with their kinds and shapes."""
+    digest = hashlib.sha256(name.encode())
+    for array in (array for split in SPLITS for array in splits[split]):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _read_digest(folder: Path) -> str | None:
+    """The digest of what was once prepared in a folder; None where none was kept."""
+    try:
+        return (folder / DIGEST_NAME).read_text(errors="replace").strip()
+    except FileNotFoundError:
         return None
 
 
-def _write_cache(folder: Path, splits: dict[str, Arrays]) -> None:
+def _read_cache(name: str, folder: Path) -> dict[str, Arrays] | None:
+    """The cached arrays; None if they are not the ones whose digest was kept."""
+    try:
+        with (folder / CACHE_NAME).open("rb") as file, np.load(file, allow_pickle=False) as cache:
+            splits = {s: (cache[f"{s}_images"], cache[f"{s}_labels"]) for s in SPLITS}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return splits if _digest(name, splits) == _read_digest(folder) else None
+
+
+def _write_cache(folder: Path, splits: dict[str, Arrays], digest: str) -> None:
     arrays: dict[str, Any] = {}
     for split, (images, labels) in splits.items():
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
     # A read-only data folder works too, only slower.
-    temporary = folder / f"{CACHE_NAME}.{os.getpid()}.tmp"
     with contextlib.suppress(OSError):
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / CACHE_NAME)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(folder / DIGEST_NAME, f"{digest}\n")
+        with replacing(folder / CACHE_NAME) as path, path.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS's notes off the screen, and its progress bars too where it is no screen."""
+    """Keeps the notes of TFDS off the screen, and its progress bars too where it is no screen."""
     import tensorflow_datasets as tfds
 
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

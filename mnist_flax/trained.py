@@ -90,7 +90,7 @@ class Trained:
         @functools.cache
         def compiled(shape: tuple[int, ...]) -> stages.Compiled:
             images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=shared)
-            return seeds.compile_lowered(predict.lower(params, images))
+            return seeds.compile_lowered(predict.lower(params, images), self.config)
 
         return lambda images: compiled(images.shape)(params, jax.device_put(images, shared))
 

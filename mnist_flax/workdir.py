@@ -18,6 +18,7 @@ from mnist_flax.config import Config, UserError
 from mnist_flax.records import is_line, is_summary, refuse_depth
 
 CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
@@ -101,11 +102,15 @@ def refuse_links(workdir: Path) -> None:
         raise UserError(f"{links[0]} is a link, which a workdir may not hold; remove it")
 
 
-def begin(workdir: Path, config: Config) -> None:
-    """Stores the config in the workdir, unless it is there already."""
+def begin(workdir: Path, config: Config, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Stores the config and the environment; returns the environment that the run began in."""
+    begun = read_json(workdir / ENVIRONMENT)
+    if not isinstance(begun, dict):
+        write_json(workdir / ENVIRONMENT, begun := dict(environment))
     if not (workdir / CONFIG).exists():
         write_json(workdir / CONFIG, dataclasses.asdict(config))
         sync(workdir.parent, below=False)
+    return begun
 
 
 def read_json(path: Path) -> Any:

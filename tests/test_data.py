@@ -5,7 +5,7 @@ import urllib.error
 import numpy as np
 import pytest
 
-from mnist_flax import data, tfds_source
+from mnist_flax import data, download
 from mnist_flax.config import UserError
 from mnist_flax.data import load_dataset
 
@@ -53,7 +53,7 @@ def test_auto_falls_back_to_digits_and_says_so(no_network, tmp_path, capsys, dig
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
 def test_a_named_data_set_never_falls_back(no_network, tmp_path, name):
-    with pytest.raises(tfds_source.DataUnavailable, match=f"{name} is not on this machine"):
+    with pytest.raises(download.DataUnavailable, match=f"{name} is not on this machine"):
         load_dataset(name, data_dir=tmp_path)
     assert not list(tmp_path.rglob("*.gz"))
 
@@ -72,7 +72,7 @@ def test_a_network_that_hangs_is_given_up(monkeypatch, tmp_path):
 
     hang = threading.Event()
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: hang.wait())
-    monkeypatch.setattr(tfds_source, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(download, "PROBE_SECONDS", 0.1)
     with pytest.raises(UserError, match="no answer within"):
         load_dataset("mnist", data_dir=tmp_path)
     hang.set()

@@ -5,10 +5,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from urllib.parse import urlparse
 
 import numpy as np
+import psutil
 import pytest
+import requests
 from PIL import Image
 
 from mnist_flax import demo, load, run
@@ -60,12 +63,17 @@ def test_what_is_no_digit_gets_a_message(answer, tmp_path):
     assert demo._drawn(None) is None
 
 
+def test_who_waits_too_long_is_told_so(monkeypatch):
+    monkeypatch.setattr(demo, "PATIENCE", 0.01)
+    said = demo._in_time(lambda: time.sleep(1) or (None, None, None, "at last"))[3]
+    assert said == "That took too long. Try a smaller picture."
+    monkeypatch.setattr(demo, "PATIENCE", 20)
+    assert demo._in_time(lambda: (None, None, None, "at once"))[3] == "at once"
+
+
 @pytest.fixture(scope="module")
-def page_of_demo(reader):
-    """A page in headless Chromium that shows the demo, which runs in a process of its own."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("there is no Chromium")
+def served(reader):
+    """The demo in a process of its own, and its address."""
     with socket.socket() as free:
         free.bind((demo.HOST, 0))
         port = free.getsockname()[1]
@@ -74,15 +82,48 @@ def page_of_demo(reader):
     try:
         assert process.stdout
         assert f"http://{demo.HOST}:{port}" in process.stdout.readline()
-        with sync_api.sync_playwright() as playwright:
-            flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-            browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-            page = browser.new_page(viewport={"width": 1200, "height": 900})
-            yield page, f"http://{demo.HOST}:{port}"
-            browser.close()
+        yield process, f"http://{demo.HOST}:{port}"
     finally:
         process.terminate()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def page_of_demo(served):
+    """A page in headless Chromium that shows the demo."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("there is no Chromium")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser.new_page(viewport={"width": 1200, "height": 900}), served[1]
+        browser.close()
+
+
+@pytest.mark.slow
+def test_only_this_machine_is_served_and_only_the_page(served, reader):
+    process, address = served
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process(process.pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == [demo.HOST]
+    api = f"{address}/gradio_api"
+    assert requests.get(f"{api}/info", timeout=60).json()["named_endpoints"] == {}
+    for path in ("/etc/passwd", reader / "config.json"):
+        assert requests.get(f"{api}/file={path}", timeout=60).status_code == 403
+
+
+@pytest.mark.slow
+def test_too_large_a_file_is_not_taken(served):
+    upload = f"{served[1]}/gradio_api/upload"
+    sizes = {1_000: 200, 21 * 2**20: 413}
+    for size, code in sizes.items():
+        answer = requests.post(upload, files={"files": bytes(size)}, timeout=60)
+        assert answer.status_code == code
+    assert "Traceback" not in answer.text
 
 
 @pytest.mark.slow

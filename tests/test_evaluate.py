@@ -85,7 +85,7 @@ def test_mistakes_are_told_in_one_line(small_run, tmp_path, capsys):
         (): "--workdir is missing",
         ("--workdir", str(empty)): "holds no run",
         ("--workdir", str(untrained)): "nothing has been trained there",
-        ("--workdir", str(truncated)): "cannot be read",
+        ("--workdir", str(truncated)): "is not as it was written",
         ("--workdir", str(small_run), "--split", "exam"): "--split",
         ("--workdir", str(small_run), "--split", "validation"): "nothing is held out",
         ("--workdir", str(small_run), "--checkpoint", "best"): "validation accuracy",

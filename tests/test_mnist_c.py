@@ -12,8 +12,8 @@ from tensorflow_datasets.image_classification import mnist_corrupted
 
 from mnist_flax import evaluate
 from mnist_flax.config import UserError
+from mnist_flax.download import DataUnavailable
 from mnist_flax.mnist_c import FILE, load_mnist_c
-from mnist_flax.tfds_source import DataUnavailable
 
 KINDS = ("fog", "identity", "zigzag")
 

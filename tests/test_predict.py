@@ -1,6 +1,7 @@
 """Reading pictures, by command and from Python."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -59,6 +60,19 @@ def test_the_others_are_read_when_some_cannot_be(small_run, pictures, tmp_path, 
     for error, name in zip(errors, ("text", "blank", "none", r"*.bmp"), strict=True):
         assert error.startswith("error: ")
         assert name in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names must be Unicode")
+def test_odd_names_neither_steer_the_terminal_nor_end_the_others(small_run, tmp_path, capsys):
+    odd = [tmp_path / name for name in ("a\nb.png", "\udcff.png", "\x1b[2J.png")]
+    for path in odd:
+        seven().save(path, "PNG")
+    bad = ["~nobody/a.png", "n" * 5_000, "a**b", str(tmp_path / "\x1b[2J")]
+    assert predict.main([*bad, str(tmp_path), "--workdir", str(small_run)]) == 2
+    out, errors = capsys.readouterr()
+    assert out.count("\n") == len(odd)
+    assert errors.count("\nerror: ") + 1 == errors.count("\n") == len(bad)
+    assert (out + errors).replace("\n", "").isprintable()
 
 
 def test_what_the_network_gets_can_be_kept(small_run, pictures, tmp_path, capsys):

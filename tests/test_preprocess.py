@@ -1,5 +1,6 @@
 """Pictures of digits: every format, every kind of bad file, and MNIST's own format."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,11 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
         read_image(tmp_path / "missing.png")
     with pytest.raises(UserError, match="is a folder"):
         read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is not a file"):
+        read_image(tmp_path / "pipe")
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        read_image(tmp_path / ("n" * 5_000))
     monkeypatch.setattr(preprocess, "MAX_PIXELS", 1_000)
     with pytest.raises(UserError, match="200 x 160 pixels, more than 1,000"):
         read_image(tmp_path / "good.png")

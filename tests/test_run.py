@@ -11,7 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from mnist_flax import command, optimizer, run
+from mnist_flax import command, determinism, optimizer, run
 from mnist_flax.config import PRESETS
 from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
 
@@ -53,6 +53,7 @@ def wait_for_lines(process, workdir, count):
 def test_leaves_what_the_contract_says(small_run):
     assert {path.name for path in small_run.iterdir()} == {
         "config.json",
+        "environment.json",
         "metrics.jsonl",
         "summary.json",
         "checkpoints",
@@ -143,7 +144,7 @@ def test_compiled_programs_are_kept_for_this_kind_of_processor(tmp_path, monkeyp
     command.keep_compiled_programs()
     folder = Path(used["jax_compilation_cache_dir"])
     assert folder.parent == tmp_path / "mnist_flax"
-    assert folder.name == command._processor_fingerprint()
+    assert folder.name == determinism.processor_fingerprint()
 
 
 def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
@@ -216,15 +217,23 @@ def test_many_seeds_are_killed_and_continued_as_if_nothing_had_been(tmp_path):
         assert summary[name] == read_metrics(tmp_path / "killed")[-1][name]
 
 
-def test_sigterm_before_the_training_stops_too(tmp_path):
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_training_ends_it_wherever_it_comes(tmp_path, signum, code):
+    # An exception raised there would be dropped.
     script = (
-        "import os, signal, mnist_flax.run as run\n"
-        "run._run = lambda options: os.kill(os.getpid(), signal.SIGTERM)\n"
-        f"run.main(['--workdir', {str(tmp_path / 'a')!r}])"
+        "import os, mnist_flax.run as run\n"
+        "class Library:\n"
+        f"    def __del__(self):\n        os.kill(os.getpid(), {int(signum)})\n"
+        "run._run = lambda options: Library() and 0\n"
+        "run.main()"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert ended.returncode == 143
-    assert ended.stderr == b""
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "--workdir", str(tmp_path / "a")],
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert ended.stderr == b"interrupted; the same command goes on from the last checkpoint\n"
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.utils import Size
 
-from mnist_flax import tfds_source
+from mnist_flax import download, tfds_source
 from mnist_flax.config import UserError
 from mnist_flax.tfds_source import FILES, load_tfds, read_idx
 
@@ -99,6 +99,54 @@ def test_a_damaged_cache_is_made_again(tmp_path, manual, damage):
     assert load_tfds("mnist", tmp_path / "data", None, pytest.fail)
 
 
+@pytest.mark.parametrize("change", ["labels", "no digest"])
+def test_a_cache_of_other_arrays_is_made_again(tmp_path, manual, change):
+    folder, _ = manual
+    found = load_tfds("mnist", tmp_path / "data", folder, print)
+    (cache,) = tmp_path.glob(f"data/mnist/*/{tfds_source.CACHE_NAME}")
+    if change == "labels":
+        with np.load(cache) as opened:
+            arrays = dict(opened)
+        arrays["train_labels"] = np.roll(arrays["train_labels"], 1)
+        np.savez(cache, allow_pickle=False, **arrays)
+    else:
+        (cache.parent / tfds_source.DIGEST_NAME).unlink()
+    lines = []
+    again = load_tfds("mnist", tmp_path / "data", None, lines.append)
+    assert [line.split()[0] for line in lines] == ["reading"]
+    np.testing.assert_array_equal(again["train"][1], found["train"][1])
+    assert load_tfds("mnist", tmp_path / "data", None, pytest.fail)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "mnist-test.array_record-00000-of-00001"])
+@pytest.mark.parametrize("damage", ["truncate", "delete"])
+def test_damaged_prepared_data_is_refused_by_folder(tmp_path, manual, file, damage):
+    folder, _ = manual
+    load_tfds("mnist", tmp_path / "data", folder, print)
+    (prepared,) = tmp_path.glob("data/mnist/*/")
+    (prepared / tfds_source.CACHE_NAME).unlink()
+    content = (prepared / file).read_bytes()
+    (prepared / file).unlink()
+    if damage == "truncate":
+        (prepared / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"{prepared.name} .*remove this folder") as refusal:
+        load_tfds("mnist", tmp_path / "data", folder, print)
+    assert not isinstance(refusal.value, download.DataUnavailable)
+
+
+def test_what_killed_processes_left_goes_away(tmp_path, manual):
+    folder, _ = manual
+    left = [
+        tmp_path / "data/mnist/incomplete.ABCDEF_3.0.1/part",
+        tmp_path / "data/downloads/mnist/file.gz.tmp.0123/file.gz",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+    load_tfds("mnist", tmp_path / "data", folder, print)
+    assert not any(path.parent.exists() for path in left)
+
+
 def test_a_file_with_another_checksum_is_refused_by_name(tmp_path, manual):
     folder, _ = manual
     name = FILES["test"][0]
@@ -157,7 +205,7 @@ def test_a_read_only_data_folder_works(tmp_path, manual, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(tfds_source.FileLock, "acquire", refuse)
+    monkeypatch.setattr(download.FileLock, "acquire", refuse)
     monkeypatch.setattr(tfds_source.np, "savez", refuse)
     again = load_tfds("mnist", tmp_path / "data", None, print)
     np.testing.assert_array_equal(again["train"][0], found["train"][0])

@@ -22,14 +22,14 @@ def test_a_new_workdir_takes_any_config(tmp_path):
 
 
 def test_auto_stays_what_it_became(tmp_path):
-    workdir.begin(tmp_path, Config(dataset="digits"))
+    workdir.begin(tmp_path, Config(dataset="digits"), {})
     assert workdir.settle_config(tmp_path, Config(dataset="auto")).dataset == "digits"
     with pytest.raises(UserError, match="--dataset was digits, now mnist"):
         workdir.settle_config(tmp_path, Config(dataset="mnist"))
 
 
 def test_another_config_is_refused_by_the_fields_that_differ(tmp_path):
-    workdir.begin(tmp_path, Config())
+    workdir.begin(tmp_path, Config(), {})
     with pytest.raises(UserError) as error:
         workdir.settle_config(tmp_path, Config(seed=1, batch_size=32))
     assert "(--batch-size was 64, now 32; --seed was 0, now 1)" in str(error.value)
