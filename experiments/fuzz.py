@@ -246,11 +246,11 @@ def gone_on_with(folder: Path, tries: int, seed: int) -> list[Outcome]:
 FAULTS = tuple(
     Fault(name, functools.partial(apart, attempt), tries, few)
     for name, attempt, tries, few in (
-        ("any command line", any_command_line, 6_000, 240),
-        ("any valid config", random_configs, 24, 2),
-        ("a damaged `config.json`", damaged_config, 2_000, 100),
+        ("any command line", any_command_line, 3_000, 200),
+        ("any valid config", random_configs, 12, 1),
+        ("a damaged `config.json`", damaged_config, 500, 60),
         ("a damaged `summary.json` or `metrics.jsonl`", damaged_results, 600, 30),
-        ("going on with a damaged `metrics.jsonl`", gone_on_with, 30, 2),
+        ("going on with a damaged `metrics.jsonl`", gone_on_with, 12, 1),
         ("image bytes for `predict`", image_bytes, 12_000, 400),
         ("file names for `predict`", file_names, 2_000, 100),
         ("huge pictures for `predict`", huge_pictures, 11, 2),

@@ -142,16 +142,6 @@ def _usable_paths(options: Any) -> Any:
     return dataclasses.replace(options, **paths)
 
 
-def _with_homes(options: Any) -> Any:
-    """The options with `~` and `~user` in their paths replaced by those users' homes."""
-    values = {x.name: getattr(options, x.name) for x in dataclasses.fields(options)}
-    try:
-        paths = {name: v.expanduser() for name, v in values.items() if isinstance(v, Path)}
-    except RuntimeError as error:
-        raise UserError("a path begins with ~, but there is no such user, or no home") from error
-    return dataclasses.replace(options, **paths)
-
-
 def _one_line(complaint: str, prog: str) -> str:
     """The gist of tyro's boxed message: its first paragraph, and what it suggests."""
     paragraphs = [""]

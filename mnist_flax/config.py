@@ -165,7 +165,9 @@ class Config:
                 f"--batch-size {self.batch_size} is larger than the {images:,} training images"
             )
         if self.validation_fraction and images == self._examples:
-            raise UserError(f"--validation-fraction {self.validation_fraction} is not one image")
+            raise UserError(
+                f"--validation-fraction {self.validation_fraction} holds out less than one image"
+            )
         if self.seed + self.num_seeds > 2**32:
             raise UserError("--seed plus --num-seeds is more than 2**32")
         # Step counts are int32 on the device.

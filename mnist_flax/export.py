@@ -192,7 +192,7 @@ A convolutional network that reads handwritten digits, trained on {card["trained
 def _test_images(name: str, options: Options) -> tuple[str, np.ndarray, np.ndarray]:
     """The test split of a data set or, where it cannot be had, of the bundled digits."""
     from mnist_flax.data import load_dataset
-    from mnist_flax.tfds_source import DataUnavailable
+    from mnist_flax.download import DataUnavailable
 
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     try:

@@ -21,13 +21,7 @@ from typing import Any
 import numpy as np
 
 from mnist_flax.config import UserError
-from mnist_flax.download import (
-    DataUnavailable,  # noqa: F401
-    alone,
-    bounded_downloads,
-    check_original,
-    probe,
-)
+from mnist_flax.download import alone, bounded_downloads, check_original, probe
 from mnist_flax.workdir import replacing, write_text
 
 SPLITS = ("train", "test")

@@ -30,7 +30,10 @@ from mnist_flax.config import PRESETS, Config, UserError, differences, from_dict
         ({"adam_epsilon": 1e-300}, "--adam-epsilon must be from 1e-37 to 1e38, but is 1e-300"),
         ({"learning_rate": "fast"}, "--learning-rate must be float, but is 'fast'"),
         ({"validation_fraction": 1.0}, "--validation-fraction must be from 0 to below 1"),
-        ({"validation_fraction": 1e-9}, "--validation-fraction 1e-09 is not one image"),
+        (
+            {"validation_fraction": 1e-9},
+            "--validation-fraction 1e-09 holds out less than one image",
+        ),
         ({"shift": 7}, "--shift must be from 0 to 6, but is 7"),
         ({"input_size": 24}, "--input-size must be one of 22, 28, but is 24"),
         ({"input_size": 22.0}, "--input-size must be one of 22, 28, but is 22.0"),

@@ -123,7 +123,7 @@ def test_too_large_a_file_is_not_taken(served):
     for size, code in sizes.items():
         answer = requests.post(upload, files={"files": bytes(size)}, timeout=60)
         assert answer.status_code == code
-    assert "Traceback" not in answer.text
+        assert "Traceback" not in answer.text
 
 
 @pytest.mark.slow

@@ -1,0 +1,259 @@
+"""Runs that are killed, stopped, doubled and long: what is left must be as if nothing had been."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from trials import Fault, Outcome, command
+
+DIGITS = ("--dataset", "digits", "--epochs", "6", "--batch-size", "128")
+EPOCHS = 6
+MNIST = ("--dataset", "mnist", "--preset", "quick", "--batch-size", "512", "--no-report")
+TIMING = ("seconds", "images_per_second")
+
+# A run is not waited for longer, in seconds; and what a signal may take.
+PATIENCE = 600
+SIGNAL_SECONDS = 5
+
+
+def train(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a training in a workdir."""
+    return command("run", "--workdir", workdir, *arguments)
+
+
+def finish(workdir: Path, undisturbed: Path, *arguments: str) -> Outcome:
+    """Goes on with a run by the same command, and compares it with the undisturbed one."""
+    process = train(workdir, *arguments)
+    _, errors = process.communicate(timeout=PATIENCE)
+    if process.returncode or errors:
+        return f"going on ended with code {process.returncode}: {errors[-300:]}"
+    return difference(workdir, undisturbed)
+
+
+def difference(workdir: Path, undisturbed: Path) -> Outcome:
+    """What two finished runs differ in; None if they are the same but for their pace."""
+    for name in ("config.json", "environment.json"):
+        if (workdir / name).read_text() != (undisturbed / name).read_text():
+            return f"{name} differs"
+    ours, theirs = (_result(folder) for folder in (workdir, undisturbed))
+    for name in theirs:
+        if ours[name] != theirs[name]:
+            return f"{name} differs: {ours[name]} instead of {theirs[name]}"
+    left = [path.name for path in workdir.rglob("*") if "tmp" in path.name or path.name == ".lock"]
+    return f"left behind: {left}" if left else None
+
+
+def _result(workdir: Path) -> dict[str, Any]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    summary = json.loads((workdir / "summary.json").read_text())
+    metrics = [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
+    checkpoints = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    del summary["seconds"]
+    return summary | {"metrics.jsonl": metrics, "checkpoints": checkpoints}
+
+
+def baseline(folder: Path, *arguments: str) -> tuple[Path, float]:
+    """An undisturbed run's workdir and seconds; what it compiled is kept for the others."""
+    workdir = folder / "undisturbed"
+    for _ in range(2):
+        shutil.rmtree(workdir, ignore_errors=True)
+        began = time.monotonic()
+        process = train(workdir, *arguments)
+        _, errors = process.communicate(timeout=PATIENCE)
+        if process.returncode:
+            raise RuntimeError(errors)
+    return workdir, time.monotonic() - began
+
+
+# From the process, its workdir and a random source: waits for the moment to interrupt.
+Wait = Callable[[subprocess.Popen[str], Path, random.Random, float], None]
+
+
+def _killed(wait: Wait, *arguments: str) -> Callable[[Path, int, int], Iterator[Outcome]]:
+    def attempt(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
+        rng = random.Random(seed)
+        undisturbed, seconds = baseline(folder, *arguments)
+        for number in range(tries):
+            workdir = folder / f"killed{number}"
+            process = train(workdir, *arguments)
+            wait(process, workdir, rng, seconds)
+            process.kill()
+            process.communicate()
+            yield finish(workdir, undisturbed, *arguments)
+            shutil.rmtree(workdir)
+
+    return attempt
+
+
+def _until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    while process.poll() is None and not reached():
+        time.sleep(0.002)
+
+
+def _lines(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def _starting(
+    process: subprocess.Popen[str], workdir: Path, rng: random.Random, seconds: float
+) -> None:
+    """Anywhere in importing, data and compiling."""
+    time.sleep(rng.uniform(0, seconds / 2))
+
+
+def _training(
+    process: subprocess.Popen[str], workdir: Path, rng: random.Random, seconds: float
+) -> None:
+    count = rng.randrange(EPOCHS)
+    _until(process, lambda: _lines(workdir) >= count and (workdir / "checkpoints").exists())
+    time.sleep(rng.uniform(0, 0.3))
+
+
+def _saving(
+    process: subprocess.Popen[str], workdir: Path, rng: random.Random, seconds: float
+) -> None:
+    """While a checkpoint is being written, or is there and does not count yet."""
+    count, folder = rng.randrange(EPOCHS), workdir / "checkpoints"
+
+    def writing() -> bool:
+        entries = list(folder.glob("*")) if _lines(workdir) > count else []
+        return any("tmp" in entry.name or not (entry / "SHA256SUMS").exists() for entry in entries)
+
+    _until(process, writing)
+    time.sleep(rng.uniform(0, 0.05))
+
+
+def _reporting(
+    process: subprocess.Popen[str], workdir: Path, rng: random.Random, seconds: float
+) -> None:
+    _until(process, lambda: _lines(workdir) >= EPOCHS)
+    time.sleep(rng.uniform(0, seconds / 2))
+
+
+def _killed_preparing(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
+    """On MNIST itself, each time from the original files; nothing where they are not at hand."""
+    if not os.environ.get("MNIST_FLAX_MANUAL_DIR"):
+        return
+    rng = random.Random(seed)
+    arguments = (*MNIST, "--data-dir", str(folder / "data"))
+    undisturbed, _ = baseline(folder, *arguments)
+    for number in range(tries):
+        shutil.rmtree(folder / "data")
+        workdir = folder / f"killed{number}"
+        process = train(workdir, *arguments)
+        _until(process, (folder / "data").exists)
+        time.sleep(rng.uniform(0, 25))
+        process.kill()
+        process.communicate()
+        yield finish(workdir, undisturbed, *arguments)
+        shutil.rmtree(workdir)
+
+
+def _stopped(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
+    """SIGTERM and Ctrl-C in turn, at moments spread over the whole run."""
+    rng = random.Random(seed)
+    undisturbed, seconds = baseline(folder, *DIGITS)
+    for number in range(tries):
+        workdir = folder / f"stopped{number}"
+        signum = (signal.SIGTERM, signal.SIGINT)[number % 2]
+        process = train(workdir, *DIGITS)
+        # Python itself takes a moment before it can listen.
+        time.sleep(0.5 + (seconds - 0.5) * (number + rng.random()) / tries)
+        process.send_signal(signum)
+        try:
+            _, errors = process.communicate(timeout=SIGNAL_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            yield f"still there {SIGNAL_SECONDS} s after {signum.name}"
+            continue
+        if process.returncode not in (0, -signum, 128 + signum) or errors.count("\n") > 1:
+            yield f"{signum.name} ended with code {process.returncode}: {errors[-300:]}"
+        elif process.returncode != 128 + signum and not (workdir / "summary.json").exists():
+            yield f"{signum.name} ended with code {process.returncode} before the run was done"
+        else:
+            yield finish(workdir, undisturbed, *DIGITS)
+        shutil.rmtree(workdir)
+
+
+def _doubled(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
+    """A second process beside the first, or, in each other try, after that was killed."""
+    arguments = (*DIGITS, "--no-report")
+    undisturbed, _ = baseline(folder, *arguments)
+    for number in range(tries):
+        workdir = folder / f"doubled{number}"
+        first = train(workdir, *arguments)
+        holder = f"in use by process {first.pid} on {socket.gethostname()}"
+        _until(first, lambda w=workdir: (w / "config.json").exists())
+        if number % 2:
+            first.kill()
+            first.communicate()
+            yield finish(workdir, undisturbed, *arguments)
+            continue
+        second = train(workdir, *arguments)
+        _, errors = second.communicate(timeout=PATIENCE)
+        _, firsts = first.communicate(timeout=PATIENCE)
+        if second.returncode != 2 or holder not in errors or errors.count("\n") != 1:
+            yield f"the second ended with code {second.returncode}: {errors[-300:]}"
+        else:
+            yield firsts or difference(workdir, undisturbed)
+
+
+def _long(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
+    """A run of `tries` epochs, watched: memory, open files and what is kept on disk."""
+    workdir = folder / "long"
+    process = train(workdir, "--dataset", "digits", "--epochs", str(tries), "--no-report")
+    watched, seen = psutil.Process(process.pid), []
+    while process.poll() is None:
+        time.sleep(0.1)
+        epoch = _lines(workdir)
+        if epoch and (not seen or epoch > seen[-1][0]):
+            try:
+                kept = len(list((workdir / "checkpoints").glob("*")))
+                seen.append((epoch, watched.memory_info().rss, watched.num_fds(), kept))
+            except psutil.Error:
+                break
+    _, errors = process.communicate(timeout=PATIENCE)
+    if process.returncode:
+        yield f"ended with code {process.returncode}: {errors[-300:]}"
+        return
+    epochs, memory, files, kept = np.array(seen).T
+    late = epochs > tries / 3  # buffers have found their size by then
+    slope = float(np.polyfit(epochs[late], memory[late] / 2**10, 1)[0])
+    details = {
+        "epochs": tries,
+        "memory_kib_per_epoch": slope,
+        "peak_memory_mib": float(memory.max() / 2**20),
+        "open_files": [int(files[late].min()), int(files[late].max())],
+        "most_checkpoints": int(kept.max()),
+        "workdir_bytes": sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file()),
+    }
+    (folder / "details.json").write_text(json.dumps(details))
+    allowed = 50 if tries >= 300 else 1000  # KiB; few epochs tell little of a slope
+    # One that is being written and one that is being deleted, besides the three kept.
+    grown = slope > allowed or np.ptp(files[late]) > 10 or kept.max() > 5
+    for _ in range(tries):
+        yield f"grown: {details}" if grown else None
+
+
+FAULTS = (
+    Fault("SIGKILL while it starts and compiles", _killed(_starting, *DIGITS), 20, 1),
+    Fault("SIGKILL while it trains", _killed(_training, *DIGITS), 30, 2),
+    Fault("SIGKILL while a checkpoint is written", _killed(_saving, *DIGITS), 20, 1),
+    Fault("SIGKILL while the report is written", _killed(_reporting, *DIGITS), 20, 1),
+    Fault("SIGKILL while MNIST is prepared", _killed_preparing, 10, 0),
+    Fault("SIGTERM or Ctrl-C at any moment", _stopped, 30, 3),
+    Fault("two processes in one workdir", _doubled, 10, 2),
+    Fault("epoch after epoch, in one process", _long, 500, 30),
+)
