@@ -32,7 +32,7 @@ from mnist_flax.config import PRESETS, Config, UserError, differences, from_dict
         ({"validation_fraction": 1.0}, "--validation-fraction must be from 0 to below 1"),
         (
             {"validation_fraction": 1e-9},
-            "--validation-fraction 1e-09 holds out less than one image",
+            "1e-09 holds out less than one image",
         ),
         ({"shift": 7}, "--shift must be from 0 to 6, but is 7"),
         ({"input_size": 24}, "--input-size must be one of 22, 28, but is 24"),

@@ -8,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 
-from mnist_flax import command, determinism, optimizer, run
+from mnist_flax import command, determinism, run
 from mnist_flax.config import PRESETS
 from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
 
@@ -234,30 +233,6 @@ def test_a_signal_before_the_training_ends_it_wherever_it_comes(tmp_path, signum
     )
     assert ended.returncode == code
     assert ended.stderr == b"interrupted; the same command goes on from the last checkpoint\n"
-
-
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-    tmp_path, capsys, monkeypatch
-):
-    good = optimizer.learning_rate
-    bad = lambda step, config: jnp.where(step > 30, jnp.nan, good(step, config))  # noqa: E731
-    monkeypatch.setattr(optimizer, "learning_rate", bad)
-    # A seed of its own, so that no program compiled with the good rate is used.
-    assert run.main(["--workdir", str(tmp_path), *SMALL, "--seed", "99"]) == 1
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert "the training loss became nan by step" in message
-    assert "the last good checkpoint is 24 in" in message
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"12", "24"}
-    assert [line["step"] for line in read_metrics(tmp_path)] == [12, 24]
-    assert not (tmp_path / "summary.json").exists()
-
-
-def test_a_divergent_setting_says_what_to_try(tmp_path, capsys):
-    assert run.main(["--workdir", str(tmp_path), *SMALL, "--learning-rate", "1e30"]) == 1
-    message = capsys.readouterr().err
-    assert "there is no checkpoint yet" in message
-    assert "try a lower --learning-rate" in message
 
 
 @pytest.mark.parametrize(
