@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from mnist_flax import workdir
+from mnist_flax import sums, workdir
 from mnist_flax.config import UserError
 from mnist_flax.spread import Figure, mean_of
 
@@ -28,7 +28,8 @@ State = TypeVar("State")
 # The metric by which the best checkpoint is kept beside the latest ones.
 BEST_METRIC = "validation_accuracy"
 
-SUMS = "SHA256SUMS"
+# Names the step that is being saved: without its sums that one is unfinished, others damaged.
+SAVING = ".saving"
 
 # What Orbax raises about a checkpoint or a disk.
 FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
@@ -82,6 +83,7 @@ class Checkpoints:
             if metrics and BEST_METRIC in metrics
             else None
         )
+        workdir.write_text(self.folder / SAVING, str(step))
         # Forced, because the default policy may skip a save.
         response = self._orbax.save_async(
             step, state, force=True, metrics=chosen, custom_metadata=_label(step, state)
@@ -135,7 +137,8 @@ class Checkpoints:
     def _finish(self, step: int, response: Any) -> None:
         """Makes a checkpoint count, and only then deletes old ones."""
         response.result()
-        _seal(self.folder / str(step))
+        sums.seal(self.folder / str(step))
+        (self.folder / SAVING).unlink()
         saved = list(self._orbax.checkpoints)
         scored = [checkpoint for checkpoint in saved if checkpoint.metrics]
         best = max(scored, key=lambda x: (x.metrics[BEST_METRIC], x.step), default=None)
@@ -159,28 +162,12 @@ class Checkpoints:
             ) from error
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None if they are as they were written."""
-    try:
-        lines = (checkpoint / SUMS).read_text(encoding="utf-8").splitlines()
-        sums = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
-    except (FileNotFoundError, NotADirectoryError):
-        return f"it has no {SUMS}"
-    except ValueError:
-        return f"{SUMS} is not as it was written"
-    found = set(_files(checkpoint)) - {SUMS}
-    for name in sorted(found | sums.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if _sha256(checkpoint / name) != sums.get(name):
-            return f"{name} is not as it was written"
-    return None
-
-
 def _clean(folder: Path, keep: int, log: Callable[[str], None]) -> None:
-    """Sets damaged checkpoints aside, and removes those that were being deleted."""
+    """Sets damaged checkpoints aside; removes those that were being saved or deleted."""
     found = sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=_step)
-    problems = {path: damage(path) for path in found}
+    if found and _step(found[-1]) == _saving(folder) and not (found[-1] / sums.NAME).exists():
+        shutil.rmtree(found.pop())
+    problems = {path: sums.damage(path) for path in found}
     intact = [path for path in found if not problems[path]]
     damaged = [path for path in found if problems[path]]
     if damaged and not intact:
@@ -195,24 +182,15 @@ def _clean(folder: Path, keep: int, log: Callable[[str], None]) -> None:
         else:
             aside = workdir.set_aside(path)
             log(f"checkpoint {path.name} is damaged: {problems[path]}; it is set aside as {aside}")
+    (folder / SAVING).unlink(missing_ok=True)
 
 
-def _seal(checkpoint: Path) -> None:
-    """Adds the sums of its files to a complete checkpoint; all is on disk when this returns."""
-    workdir.sync(checkpoint)
-    sums = [f"{_sha256(checkpoint / name)}  {name}\n" for name in sorted(_files(checkpoint))]
-    workdir.write_text(checkpoint / SUMS, "".join(sums))
-    workdir.sync(checkpoint.parent, below=False)
-
-
-def _files(checkpoint: Path) -> list[str]:
-    files = (path for path in checkpoint.rglob("*") if path.is_file())
-    return [path.relative_to(checkpoint).as_posix() for path in files]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _saving(folder: Path) -> int | None:
+    """The step that was being saved when a process ended."""
+    try:
+        return int((folder / SAVING).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _step(checkpoint: Path) -> int:
@@ -236,7 +214,7 @@ def load_params(folder: Path, which: str = "latest") -> tuple[int, Any]:
     _quiet()
     with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
         step = _choose(checkpointer, folder, which)
-        problem = damage(folder / str(step))
+        problem = sums.damage(folder / str(step))
         if problem:
             raise UserError(f"checkpoint {step} in {folder} is damaged: {problem}")
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -256,7 +234,7 @@ def _choose(checkpointer: ocp.training.Checkpointer, folder: Path, which: str) -
     saved: dict[int, Any] = {
         checkpoint.step: checkpoint.metrics
         for checkpoint in checkpointer.checkpoints
-        if (folder / str(checkpoint.step) / SUMS).exists()  # else it is still being written
+        if (folder / str(checkpoint.step) / sums.NAME).exists()  # else it is still being written
     }
     if not saved:
         raise UserError(f"{folder} holds no checkpoint yet")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_flax import checkpoint
-from mnist_flax.checkpoint import Checkpoints, damage
+from mnist_flax import checkpoint, sums
+from mnist_flax.checkpoint import Checkpoints
 from mnist_flax.config import UserError
 
 
@@ -102,7 +102,7 @@ DAMAGES = {
 def test_damage_in_any_file_is_noticed(tmp_path, state, kind):
     fill(tmp_path / "good", state)
     newest = tmp_path / "good" / "3"
-    assert damage(newest) is None
+    assert sums.damage(newest) is None
     # By their order: Orbax gives some of them random names.
     files, others = (
         sorted(path for path in folder.rglob("*") if path.is_file())
@@ -112,9 +112,9 @@ def test_damage_in_any_file_is_noticed(tmp_path, state, kind):
     for file, other in zip(files, others, strict=True):
         content = file.read_bytes()
         DAMAGES[kind](file, other)
-        assert (damage(newest) is None) == (file.exists() and file.read_bytes() == content)
+        assert (sums.damage(newest) is None) == (file.exists() and file.read_bytes() == content)
         file.write_bytes(content)
-    assert damage(newest) is None
+    assert sums.damage(newest) is None
 
 
 def test_goes_back_to_the_newest_intact_one_and_says_so(tmp_path, state):
@@ -156,6 +156,23 @@ def test_what_was_being_deleted_is_no_damage(tmp_path, state):
         assert kept_steps(tmp_path) == [2, 3]
 
 
+def test_what_was_being_saved_is_no_damage(tmp_path, state):
+    fill(tmp_path, state)
+    (tmp_path / "3" / sums.NAME).unlink()
+    (tmp_path / checkpoint.SAVING).write_text("3")
+    with Checkpoints(tmp_path, keep=2, log=pytest.fail) as checkpoints:
+        assert checkpoints.latest == 2
+    shutil.rmtree(tmp_path / "1")
+    (tmp_path / "2" / sums.NAME).unlink()
+    with pytest.raises(UserError, match="2: SHA256SUMS is missing"):
+        Checkpoints(tmp_path, keep=2)
+    (tmp_path / checkpoint.SAVING).write_text("2")  # the very first was being saved
+    with Checkpoints(tmp_path, keep=2, log=pytest.fail) as checkpoints:
+        assert checkpoints.latest is None
+        checkpoints.save(2, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
 def test_another_checkpoint_in_its_place_is_noticed(tmp_path, state):
     fill(tmp_path, state | {"step": jnp.int32(1)})
     shutil.rmtree(tmp_path / "3")
@@ -185,9 +202,9 @@ def test_a_checkpoint_is_on_disk_before_an_older_one_goes(tmp_path, state, monke
         checkpoints.save(1, state)
         checkpoints.save(2, state)
     before = done[: done.index(1)]
-    entries = {path for path in (tmp_path / "2").rglob("*") if path.name != checkpoint.SUMS}
+    entries = {path for path in (tmp_path / "2").rglob("*") if path.name != sums.NAME}
     assert entries | {tmp_path / "2", tmp_path} <= set(before)
-    assert tmp_path / "2" / f"{checkpoint.SUMS}.tmp" in before
+    assert tmp_path / "2" / f"{sums.NAME}.tmp" in before
 
 
 def test_removes_what_a_killed_process_left(tmp_path, state):
