@@ -64,7 +64,7 @@ def _result(workdir: Path) -> dict[str, Any]:
 
 def baseline(folder: Path, *arguments: str) -> tuple[Path, float]:
     """An undisturbed run's workdir and seconds; what it compiled is kept for the others."""
-    workdir = folder / "undisturbed"
+    workdir, began = folder / "undisturbed", 0.0
     for _ in range(2):
         shutil.rmtree(workdir, ignore_errors=True)
         began = time.monotonic()

@@ -139,12 +139,12 @@ class Checkpoints:
         response.result()
         sums.seal(self.folder / str(step))
         (self.folder / SAVING).unlink()
-        saved = list(self._orbax.checkpoints)
-        scored = [checkpoint for checkpoint in saved if checkpoint.metrics]
-        best = max(scored, key=lambda x: (x.metrics[BEST_METRIC], x.step), default=None)
-        for checkpoint in saved[: -self._keep]:
-            if checkpoint is not best:
-                self._delete(checkpoint.step)
+        metrics: dict[int, Any] = {saved.step: saved.metrics for saved in self._orbax.checkpoints}
+        scored = [step for step in metrics if metrics[step]]
+        best = max(scored, key=lambda step: (metrics[step][BEST_METRIC], step), default=None)
+        for old in sorted(metrics)[: -self._keep]:
+            if old != best:
+                self._delete(old)
 
     def _delete(self, step: int) -> None:
         self._orbax.delete(step)

@@ -63,7 +63,7 @@ class TensorBoard:
             self._add(scalar(name, value), summary["steps"])
 
     def _add(self, summary: Any, step: int) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 
         self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -77,3 +80,18 @@ def test_what_cannot_change_bits_is_not_told():
 def test_the_flag_is_part_of_the_config():
     assert Config().deterministic is False
     assert run.parse(["--workdir", "w", "--deterministic"]).config.deterministic
+
+
+def test_neither_report_nor_folders_nor_logs_change_a_bit(small_run, tmp_path):
+    folder = tmp_path / "elsewhere" / "run"
+    command = [sys.executable, "-m", "mnist_flax.run", "--workdir", str(folder), *SMALL]
+    ended = subprocess.run(
+        [*command, "--no-report", "--data-dir", str(tmp_path), "--manual-dir", str(tmp_path)],
+        env=os.environ | {"JAX_LOG_COMPILES": "1", "PYTHONIOENCODING": "ascii", "TZ": "Asia/Tokyo"},
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert b"Finished XLA compilation" in ended.stderr
+    assert read_summary(folder)["params_sha256"] == read_summary(small_run)["params_sha256"]
+    assert without_timing(read_metrics(folder)) == without_timing(read_metrics(small_run))

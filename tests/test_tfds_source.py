@@ -14,6 +14,7 @@ from tensorflow_datasets.core.utils import Size
 
 from mnist_flax import download, tfds_source
 from mnist_flax.config import UserError
+from mnist_flax.download import check_original
 from mnist_flax.tfds_source import FILES, load_tfds, read_idx
 
 COUNTS = {"train": 300, "test": 70}
@@ -210,6 +211,16 @@ def test_a_read_only_data_folder_works(tmp_path, manual, monkeypatch):
     again = load_tfds("mnist", tmp_path / "data", None, print)
     np.testing.assert_array_equal(again["train"][0], found["train"][0])
     assert not cache.exists()
+
+
+def test_a_download_that_has_changed_since_is_named(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"as it came")
+    checksum = hashlib.sha256(b"as it came").hexdigest()
+    check_original(path, checksum)
+    path.write_bytes(b"as it came, once")
+    with pytest.raises(UserError, match="file is damaged; remove it, and the next run downloads"):
+        check_original(path, checksum)
 
 
 def test_read_idx(tmp_path):
