@@ -1,6 +1,7 @@
 """The experiment with faults, in small."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -20,3 +21,33 @@ def test_nothing_is_lost(fault, tmp_path):
     row = faults.attempt(fault, fault.few, seed=1)
     assert row["lost"] == []
     assert row["survived"] == row["tries"]
+
+
+def test_rows_are_kept_beside_those_of_other_faults(tmp_path):
+    names = [fault.name for fault in faults.FAULTS]
+    row = {"tries": 1_000, "survived": 1_000, "lost": []}
+    faults.keep([row | {"fault": names[1]}, row | {"fault": names[0], "survived": 0}], tmp_path)
+    path = faults.keep([row | {"fault": names[0], "survived": 999, "lost": ["x"]}], tmp_path)
+    stored = json.loads(path.read_text())
+    assert [kept["fault"] for kept in stored["faults"]] == names[:2]
+    assert stored["table"][2:] == [
+        f"| {names[0]} | 1,000 | 999 | 1 |",
+        f"| {names[1]} | 1,000 | 1,000 | 0 |",
+    ]
+
+
+def test_what_is_lost_is_told():
+    def attempt(folder, tries, seed):
+        (folder / "details.json").write_text('{"seed": 7}')
+        yield from (None, "all of it")
+
+    row = faults.attempt(faults.Fault("fire", attempt, 2, 2), 2, 7)
+    assert (row["tries"], row["survived"], row["lost"]) == (2, 1, ["all of it"])
+    assert row["details"] == {"seed": 7}
+
+
+def test_every_fault_is_tried_in_small():
+    assert [fault.name for fault in faults.FAULTS if not fault.few] == [
+        "SIGKILL while MNIST is prepared"  # which has to be at hand, and takes minutes
+    ]
+    assert len({fault.name for fault in faults.FAULTS}) == len(faults.FAULTS)
