@@ -57,9 +57,20 @@ def _result(workdir: Path) -> dict[str, Any]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     summary = json.loads((workdir / "summary.json").read_text())
     metrics = [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
-    checkpoints = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    names = {
+        name: sorted(path.name for path in (workdir / name).glob("*"))
+        for name in ("checkpoints", "report")
+    }
+    evaluation = workdir / "report" / "evaluation.json"
     del summary["seconds"]
-    return summary | {"metrics.jsonl": metrics, "checkpoints": checkpoints}
+    return (
+        summary
+        | names
+        | {
+            "metrics.jsonl": metrics,
+            "evaluation.json": evaluation.read_text() if evaluation.exists() else None,
+        }
+    )
 
 
 def baseline(folder: Path, *arguments: str) -> tuple[Path, float]:
