@@ -35,7 +35,7 @@ def _files(checkpoint: Path) -> list[Path]:
 
 def _damaged(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """One file of the newest checkpoint: the run tells it, goes back, and ends with the same."""
-    undisturbed, _ = baseline(folder, *ARGUMENTS)
+    undisturbed, _ = baseline(*ARGUMENTS)
     *_, older, newest = sorted((undisturbed / "checkpoints").iterdir(), key=lambda x: int(x.name))
     cases = list(itertools.product(range(len(_files(newest))), DAMAGES))
     random.Random(seed).shuffle(cases)
@@ -67,7 +67,7 @@ def _damaged(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
 def _all_damaged(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """Every checkpoint: refused, and nothing is touched."""
     rng = random.Random(seed)
-    undisturbed, _ = baseline(folder, *ARGUMENTS)
+    undisturbed, _ = baseline(*ARGUMENTS)
     for number in range(tries):
         workdir = folder / f"all{number}"
         shutil.copytree(undisturbed, workdir)
@@ -103,7 +103,7 @@ def _refused(workdir: Path, *prefix: str, watched: Path | None = None) -> Outcom
 def _full(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """A disk of a few hundred KiB to some MiB; with room again, the run ends as undisturbed."""
     rng = random.Random(seed)
-    undisturbed, _ = baseline(folder, *ARGUMENTS)
+    undisturbed, _ = baseline(*ARGUMENTS)
     disk, told = folder / "disk", folder / "told"
     disk.mkdir()
     if not _namespaces():
@@ -145,7 +145,7 @@ def _namespaces() -> bool:
 
 def _forbidden(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """Folders that cannot be used, or hold what they should not."""
-    undisturbed, _ = baseline(folder, *ARGUMENTS)
+    undisturbed, _ = baseline(*ARGUMENTS)
 
     def begun(name: str) -> Path:
         workdir = folder / name
@@ -211,7 +211,7 @@ def _forbidden(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
 
 def _odd_paths(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """Names that are no reason to fail."""
-    undisturbed, _ = baseline(folder, *ARGUMENTS)
+    undisturbed, _ = baseline(*ARGUMENTS)
     (folder / "real").mkdir()
     (folder / "link").symlink_to(folder / "real")
     names = ("with  spaces and ünï çødé 数字", "new/folders/below", "link", "-", "%s {0} $HOME ~")
@@ -223,9 +223,9 @@ def _odd_paths(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
 
 
 FAULTS = (
-    Fault("a damaged file in the newest checkpoint", _damaged, 100, 6),
+    Fault("a damaged file in the newest checkpoint", _damaged, 100, 5),
     Fault("all checkpoints damaged or gone", _all_damaged, 12, 2),
-    Fault("a full disk", _full, 24, 3),
+    Fault("a full disk", _full, 24, 2),
     Fault("a workdir that cannot be used", _forbidden, 10, 4),
     Fault("a workdir with an odd path", _odd_paths, 6, 2),
 )

@@ -1,5 +1,8 @@
 """Runs that are killed, stopped, doubled and long: what is left must be as if nothing had been."""
 
+import atexit
+import contextlib
+import functools
 import json
 import os
 import random
@@ -7,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,9 +77,12 @@ def _result(workdir: Path) -> dict[str, Any]:
     )
 
 
-def baseline(folder: Path, *arguments: str) -> tuple[Path, float]:
+@functools.cache
+def baseline(*arguments: str) -> tuple[Path, float]:
     """An undisturbed run's workdir and seconds; what it compiled is kept for the others."""
-    workdir, began = folder / "undisturbed", 0.0
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    workdir, began = Path(folder) / "undisturbed", 0.0
     for _ in range(2):
         shutil.rmtree(workdir, ignore_errors=True)
         began = time.monotonic()
@@ -93,7 +100,7 @@ Wait = Callable[[subprocess.Popen[str], Path, random.Random, float], None]
 def _killed(wait: Wait, *arguments: str) -> Callable[[Path, int, int], Iterator[Outcome]]:
     def attempt(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
         rng = random.Random(seed)
-        undisturbed, seconds = baseline(folder, *arguments)
+        undisturbed, seconds = baseline(*arguments)
         for number in range(tries):
             workdir = folder / f"killed{number}"
             process = train(workdir, *arguments)
@@ -158,7 +165,7 @@ def _killed_preparing(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
         return
     rng = random.Random(seed)
     arguments = (*MNIST, "--data-dir", str(folder / "data"))
-    undisturbed, _ = baseline(folder, *arguments)
+    undisturbed, _ = baseline(*arguments)
     for number in range(tries):
         shutil.rmtree(folder / "data")
         workdir = folder / f"killed{number}"
@@ -174,7 +181,7 @@ def _killed_preparing(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
 def _stopped(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """SIGTERM and Ctrl-C in turn, at moments spread over the whole run."""
     rng = random.Random(seed)
-    undisturbed, seconds = baseline(folder, *DIGITS)
+    undisturbed, seconds = baseline(*DIGITS)
     for number in range(tries):
         workdir = folder / f"stopped{number}"
         signum = (signal.SIGTERM, signal.SIGINT)[number % 2]
@@ -201,7 +208,7 @@ def _stopped(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
 def _doubled(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """A second process beside the first, or, in each other try, after that was killed."""
     arguments = (*DIGITS, "--no-report")
-    undisturbed, _ = baseline(folder, *arguments)
+    undisturbed, _ = baseline(*arguments)
     for number in range(tries):
         workdir = folder / f"doubled{number}"
         first = train(workdir, *arguments)
@@ -227,33 +234,35 @@ def _long(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     process = train(workdir, "--dataset", "digits", "--epochs", str(tries), "--no-report")
     watched, seen = psutil.Process(process.pid), []
     while process.poll() is None:
-        time.sleep(0.1)
-        epoch = _lines(workdir)
-        if epoch and (not seen or epoch > seen[-1][0]):
-            try:
-                kept = len(list((workdir / "checkpoints").glob("*")))
-                seen.append((epoch, watched.memory_info().rss, watched.num_fds(), kept))
-            except psutil.Error:
-                break
+        kept = len(list((workdir / "checkpoints").glob("*")))
+        with contextlib.suppress(psutil.Error):
+            seen.append((_lines(workdir), watched.memory_info().rss, watched.num_fds(), kept))
+        time.sleep(0.01)
     _, errors = process.communicate(timeout=PATIENCE)
     if process.returncode:
         yield f"ended with code {process.returncode}: {errors[-300:]}"
         return
-    epochs, memory, files, kept = np.array(seen).T
-    late = epochs > tries / 3  # buffers have found their size by then
-    slope = float(np.polyfit(epochs[late], memory[late] / 2**10, 1)[0])
+    # In the first third buffers find their size; after the last epoch it is not training.
+    middle, late = (
+        np.array([now for now in seen if begin <= now[0] < end])
+        for begin, end in ((tries / 3, tries * 2 / 3), (tries * 2 / 3, tries))
+    )
+    epochs, memory = np.concatenate([middle, late])[:, :2].T
     details = {
         "epochs": tries,
-        "memory_kib_per_epoch": slope,
-        "peak_memory_mib": float(memory.max() / 2**20),
-        "open_files": [int(files[late].min()), int(files[late].max())],
-        "most_checkpoints": int(kept.max()),
+        "memory_kib_per_epoch": float(np.polyfit(epochs, memory / 2**10, 1)[0]),
+        # In the second and in the last third; memory is given back now and then.
+        "peak_memory_mib": [float(part[:, 1].max() / 2**20) for part in (middle, late)],
+        "open_files_at_rest": [int(part[:, 2].min()) for part in (middle, late)],
+        "open_files_while_saving": [int(part[:, 2].max()) for part in (middle, late)],
+        "most_checkpoints": int(max(part[:, 3].max() for part in (middle, late))),
         "workdir_bytes": sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file()),
     }
     (folder / "details.json").write_text(json.dumps(details))
-    allowed = 50 if tries >= 300 else 1000  # KiB; few epochs tell little of a slope
+    before, after = details["peak_memory_mib"]
+    at_first, at_last = details["open_files_at_rest"]
     # One that is being written and one that is being deleted, besides the three kept.
-    grown = slope > allowed or np.ptp(files[late]) > 10 or kept.max() > 5
+    grown = after > before + 32 or at_last > at_first + 2 or details["most_checkpoints"] > 5
     for _ in range(tries):
         yield f"grown: {details}" if grown else None
 

@@ -2,15 +2,20 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-faults = importlib.import_module("faults")
-sys.path.remove(str(EXPERIMENTS))
+EXPERIMENTS = str(Path(__file__).parent.parent / "experiments")
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(EXPERIMENTS)
+    faults = importlib.import_module("faults")
+
+
+@pytest.fixture(autouse=True)
+def _scripts_can_be_imported(monkeypatch):
+    """Also by the processes that they start, which inherit the path."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
 
 
 @pytest.mark.slow
