@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from mnist_flax import sums, workdir
+from mnist_flax import processes, sums, workdir
 from mnist_flax.config import UserError
 from mnist_flax.spread import Figure, mean_of
 
@@ -38,7 +38,9 @@ FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 class Checkpoints:
     """The checkpoints of a run, saved in the background.
 
-    Kept are the latest `keep`, and the best of those saved with a `BEST_METRIC`.
+    Several processes each call every method; Orbax has each write what it holds of the state,
+    and the first does the rest. Kept are the latest `keep`, and the best of those saved with a
+    `BEST_METRIC`.
     """
 
     def __init__(self, folder: Path, keep: int, log: Callable[[str], None] = print):
@@ -56,7 +58,7 @@ class Checkpoints:
         """
         _quiet()
         self.folder, self._keep = folder.absolute(), keep
-        _clean(self.folder, keep, log)
+        processes.on_first(lambda: _clean(self.folder, keep, log))
         self._orbax = ocp.training.Checkpointer(str(self.folder), cleanup_tmp_directories=True)
         self._worker = ThreadPoolExecutor(max_workers=1)
         self._saving: Future[None] | None = None
@@ -83,7 +85,7 @@ class Checkpoints:
             if metrics and BEST_METRIC in metrics
             else None
         )
-        workdir.write_text(self.folder / SAVING, str(step))
+        processes.on_first(lambda: workdir.write_text(self.folder / SAVING, str(step)))
         # Forced, because the default policy may skip a save.
         response = self._orbax.save_async(
             step, state, force=True, metrics=chosen, custom_metadata=_label(step, state)
@@ -108,6 +110,8 @@ class Checkpoints:
                 raise UserError(f"{where} holds another kind of state; use another --workdir")
             state = self._orbax.load(step, abstract)
         except FAULTS as error:
+            if processes.is_loss(error):
+                raise
             raise UserError(
                 f"{where} cannot be read ({_reason(error)}); remove it to go on"
             ) from error
@@ -131,14 +135,17 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if processes.is_loss(error):
+            return  # a save that is under way would wait for the process that is gone
         self.close()
 
     def _finish(self, step: int, response: Any) -> None:
         """Makes a checkpoint count, and only then deletes old ones."""
         response.result()
-        sums.seal(self.folder / str(step))
-        (self.folder / SAVING).unlink()
+        if processes.is_first():
+            sums.seal(self.folder / str(step))
+            (self.folder / SAVING).unlink()
         metrics: dict[int, Any] = {saved.step: saved.metrics for saved in self._orbax.checkpoints}
         scored = [step for step in metrics if metrics[step]]
         best = max(scored, key=lambda step: (metrics[step][BEST_METRIC], step), default=None)
@@ -156,6 +163,8 @@ class Checkpoints:
             if saving is not None:
                 saving.result()
         except FAULTS as error:
+            if processes.is_loss(error):
+                raise
             raise UserError(
                 f"cannot save to {self.folder}: {_reason(error)}; the checkpoints that are there "
                 "are intact"
@@ -259,7 +268,7 @@ def digest(tree: Any) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sha256 = hashlib.sha256()
     for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
-        array = np.asarray(leaf)
+        array = np.asarray(processes.to_host(leaf))
         sha256.update(f"{path} {array.dtype} {array.shape} ".encode())
         sha256.update(array.tobytes())
     return sha256.hexdigest()

@@ -30,6 +30,7 @@ def environment() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
         # XLA divides a sum among the cores.
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "processor": processor_fingerprint(),

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from scipy import special
 
-from mnist_flax import model
+from mnist_flax import devices, model
 from mnist_flax.augment import to_unit, window
 from mnist_flax.config import Config
 from mnist_flax.convolution import lax_pooled_convolution
@@ -21,10 +21,12 @@ BATCH = 200
 def predict_logits(params: model.Params, images: jax.Array, config: Config) -> jax.Array:
     """Logits, float32 [N, 10], of uint8 images [N, 28, 28, 1], of which it sees the window."""
     count = images.shape[0]
-    size = max(1, min(BATCH, count))
+    parts = devices.data_parts()
+    size = max(1, math.ceil(min(BATCH, count) / parts)) * parts
     batches = math.ceil(count / size)
     fill = [(0, batches * size - count)] + [(0, 0)] * (images.ndim - 1)
     batched = jnp.pad(images, fill).reshape((batches, size, *images.shape[1:]))
+    batched = devices.divide(batched, 1)
 
     def predict(images: jax.Array) -> jax.Array:
         return model.apply(params, to_unit(window(images, config)), config.precision)

@@ -16,7 +16,7 @@ import psutil
 from jax import stages
 from jax.sharding import Mesh, NamedSharding
 
-from mnist_flax import inference, seeds, train
+from mnist_flax import devices, inference, processes, seeds, train
 from mnist_flax.config import Config, UserError
 from mnist_flax.data import Dataset
 from mnist_flax.train import TrainState
@@ -33,6 +33,7 @@ class Programs:
     create_state: Callable[[], TrainState]
     epoch_order: Callable[[int], jax.Array]
     train_steps: Callable[[TrainState, jax.Array, int], TrainState]  # donates the state
+    train_program: stages.Compiled  # that `train_steps` calls, to be looked into
     predict: Callable[[TrainState], dict[str, np.ndarray]]  # of each split [num_seeds, N, 10]
     evaluate: Callable[[TrainState], dict[str, np.ndarray]]  # of each score float64 [num_seeds]
 
@@ -43,14 +44,15 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
     Raises:
       UserError: so many seeds do not fit into memory.
     """
-    mesh = seeds.seed_mesh(config.num_seeds)
-    divided, shared = seeds.by_seed(config, mesh), seeds.shared(mesh)
-    key, zero = jax.device_put(seeds.keys(config), divided), np.int32(0)
-    training = jax.device_put(dataset.train, shared)
+    mesh = devices.device_mesh(config.num_seeds)
+    placed = devices.by_seed(mesh, config.num_seeds)
+    everywhere = functools.partial(processes.place, sharding=devices.replicated(mesh))
+    key, zero = seeds.keys(config, placed), np.int32(0)
+    training = tuple(map(everywhere, dataset.train))
     splits = {"test": dataset.test}
     if config.validation_fraction:
         splits["validation"] = dataset.validation
-    images = {name: jax.device_put(split[0], shared) for name, split in splits.items()}
+    images = {name: everywhere(split[0]) for name, split in splits.items()}
     over_seeds = functools.partial(seeds.over_seeds, config=config, mesh=mesh)
     compiled = functools.partial(seeds.compile_lowered, config=config)
 
@@ -61,7 +63,7 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
     create_state = pool.submit(compiled, lowered_state)
     lowered_order = over_seeds(train.epoch_order, (0, None)).lower(key, zero)
     epoch_order = pool.submit(compiled, lowered_order)
-    like, order = (_abstract(lowered, divided) for lowered in (lowered_state, lowered_order))
+    like, order = (_abstract(lowered, placed) for lowered in (lowered_state, lowered_order))
     steps = over_seeds(train.train_steps, (0, None, None, 0, 0, None), donate=(0,))
     train_steps = pool.submit(compiled, steps.lower(like, *training, order, key, zero))
     prediction = over_seeds(inference.predict_logits, (0, None))
@@ -73,7 +75,7 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
 
     def predict(state: TrainState) -> dict[str, np.ndarray]:
         found = {
-            name: np.asarray(predictor.result()(state.params, images[name]))
+            name: processes.to_host(predictor.result()(state.params, images[name]))
             for name, predictor in predictors.items()
         }
         return {
@@ -97,6 +99,7 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
         lambda: create_state(key),
         lambda epoch: epoch_order(key, np.int32(epoch)),
         lambda state, order, count: train_steps(state, *training, order, key, np.int32(count)),
+        train_steps,
         predict,
         evaluate,
     )
@@ -118,12 +121,13 @@ def _require_memory(train_steps: stages.Compiled, mesh: Mesh, config: Config) ->
     # Not all of the output, for the donated state's memory is used again.
     output = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + output
-    if seeds.on_cpu():
+    if devices.on_cpu():
         # Virtual devices share the memory, and saving copies the state.
         needed = (needed + sizes.output_size_in_bytes) * mesh.size
         there = _free_memory()
     else:
-        there = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", needed)
+        there = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", needed)
+    there = -processes.largest_of(-int(there) // 2**20) * 2**20  # of the process that has least
     if needed > there:
         fitting = int(config.num_seeds * there / needed)
         raise UserError(

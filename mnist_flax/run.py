@@ -7,6 +7,7 @@ before. Imports nothing heavy before it is needed.
 import dataclasses
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -51,6 +52,16 @@ class Options:
     manual_dir: OptionalPath = None
     """Read-only folder with the four original .gz files, for machines without a network.
     Default: MNIST_FLAX_MANUAL_DIR."""
+
+    coordinator_address: str | None = None
+    """HOST:PORT where process 0 of several listens. Slurm, Open MPI, Cloud TPU and GKE need none
+    of these three."""
+
+    num_processes: int | None = None
+    """How many processes compute this run together; 1 keeps this one alone."""
+
+    process_id: int | None = None
+    """Which of them this is, from 0."""
 
     no_report: bool = False
     """Do not write the report page at the end, which takes some seconds."""
@@ -107,8 +118,9 @@ def _run(options: Options) -> int:
         _log(f"{folder} holds this run, finished already: {_result(summary)}")
         return 0
     began = time.perf_counter()
-    from mnist_flax import experiment
+    from mnist_flax import experiment, loop, processes
 
+    processes.initialize(options.coordinator_address, options.num_processes, options.process_id)
     if not options.no_compilation_cache:
         keep_compiled_programs()
     try:
@@ -121,14 +133,24 @@ def _run(options: Options) -> int:
             import_seconds=time.perf_counter() - began,
             with_report=not options.no_report,
         )
-    except experiment.Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+    except loop.Stopped as stopped:
+        if processes.is_first():
+            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         return 128 + stopped.signum
-    except experiment.Diverged as diverged:
-        print(f"error: {diverged}", file=sys.stderr)
-        return 1
+    except (UserError, loop.Diverged, processes.Lost) as error:
+        if processes.is_first() or not isinstance(error, processes.Told | loop.Diverged):
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+        code = 2 if isinstance(error, UserError) else 1
+        processes.leave(code)
+        return code
+    except Exception:
+        if processes.several():
+            traceback.print_exc()
+            processes.leave(1)
+        raise
     told = workdir.SUMMARY if options.no_report else f"{workdir.REPORT}/index.html"
-    _log(f"{_result(summary)}; see {folder / told}")
+    if processes.is_first():
+        _log(f"{_result(summary)}; see {folder / told}")
     return 0
 
 

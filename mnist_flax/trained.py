@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import stages
 
-from mnist_flax import checkpoint, inference, model, seeds, workdir
+from mnist_flax import checkpoint, devices, inference, model, seeds, workdir
 from mnist_flax import config as config_lib
 from mnist_flax.config import IMAGE_SHAPE, Config, UserError
 
@@ -82,9 +82,9 @@ class Trained:
     @functools.cached_property
     def _predict(self) -> Callable[[np.ndarray], jax.Array]:
         """With the parameters on the device, and compiled once for each number of images."""
-        mesh = seeds.seed_mesh(self.config.num_seeds)
-        shared = seeds.shared(mesh)
-        params = jax.device_put(self.params, seeds.by_seed(self.config, mesh))
+        mesh = devices.device_mesh(self.config.num_seeds)
+        shared = devices.replicated(mesh)
+        params = jax.device_put(self.params, devices.by_seed(mesh, self.config.num_seeds))
         predict = seeds.over_seeds(inference.predict_logits, (0, None), self.config, mesh)
 
         @functools.cache

@@ -64,11 +64,15 @@ def manual_dir() -> Path:
     return Path(folder)
 
 
-def start(*args: str) -> subprocess.Popen[str]:
+def start(*args: str, **environment: str) -> subprocess.Popen[str]:
     """Starts the command in a process of its own."""
-    command = [sys.executable, "-m", "mnist_flax.run", *args]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        [sys.executable, "-m", "mnist_flax.run", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | environment,
     )
 
 

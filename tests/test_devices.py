@@ -1,0 +1,115 @@
+"""One program on many devices, simulated: in processes of their own, for they fix the number."""
+
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_flax import devices
+from tests.conftest import SMALL, read_metrics, read_summary, start
+from tests.test_faults import EXPERIMENTS
+
+
+def test_one_device_shares_nothing():
+    mesh = devices.device_mesh(6)
+    assert dict(mesh.shape) == {"seed": 1, "data": 1}
+    x = jax.numpy.arange(3.0)
+    assert devices.divide(x, 0) is x
+    assert devices.summed_over_parts(lambda scale, x: x * scale, 2.0, x).tolist() == [0, 2, 4]
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS)
+        import scaling  # pyright: ignore[reportMissingImports]
+
+        return scaling
+
+
+def test_collectives_are_found_in_a_program(scaling):
+    text = """
+  %all-reduce.1 = (f32[64]{0}, /*index=1*/f32[3,3,1,64]{3,2,1,0}, f32[]) all-reduce(%a, %b, %c)
+  %x = bf16[2,8]{1,0} all-gather(%d), dimensions={1}
+  %y = u8[16]{0} collective-permute-start(%e)
+  %z = f32[4]{0} add(%all-reduce.1, %x)
+"""
+    assert scaling.collectives(text) == [
+        {"kind": "all-reduce", "bytes": 4 * (64 + 576 + 1)},
+        {"kind": "all-gather", "bytes": 32},
+        {"kind": "collective-permute", "bytes": 16},
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_seeds", "batch_size", "mesh"),
+    [
+        (1, 64, {"seed": 1, "data": 4}),
+        (2, 64, {"seed": 2, "data": 2}),
+        (4, 64, {"seed": 4, "data": 1}),
+        (1, 90, {"seed": 1, "data": 4}),  # filled up to 92
+        (3, 90, {"seed": 1, "data": 4}),
+    ],
+)
+def test_four_devices_train_as_one_and_tell_each_other_the_gradient(
+    scaling, num_seeds, batch_size, mesh
+):
+    alone, four = (scaling.simulated(count, num_seeds, batch_size) for count in (1, 4))
+    assert (alone["mesh"], four["mesh"]) == ({"seed": 1, "data": 1}, mesh)
+    assert len(alone["losses"]) == 20
+    np.testing.assert_allclose(four["losses"], alone["losses"], atol=1e-4)
+    assert alone["collectives_per_step"] == []
+    told = four["collectives_per_step"]
+    if mesh["data"] == 1:
+        assert told == []
+    else:
+        # Besides the gradient, the loss and how many images there were.
+        assert [collective["kind"] for collective in told] == ["all-reduce"]
+        assert 0 <= told[0]["bytes"] - four["gradient_bytes"] <= 8
+
+
+ONE_EPOCH = ("--dataset", "mnist", "--preset", "quick", "--no-report")
+
+
+def on_devices(count, *arguments):
+    return start(*arguments, XLA_FLAGS=f"--xla_force_host_platform_device_count={count}")
+
+
+@pytest.mark.slow
+@pytest.mark.mnist
+def test_four_devices_are_as_accurate_as_one(manual_dir, tmp_path):
+    for count in (1, 4):
+        process = on_devices(count, "--workdir", str(tmp_path / f"{count}"), *ONE_EPOCH)
+        assert process.communicate()[1] == ""
+    one, four = (read_summary(tmp_path / f"{count}")["test_accuracy"] for count in (1, 4))
+    assert abs(one - four) < 0.002
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(small_run, tmp_path):
+    """From 4 to 2 to 1 to 2, an epoch each."""
+    arguments = ("--workdir", str(tmp_path / "run"), *SMALL, "--no-report")
+    told = []
+    for epoch, count in enumerate((4, 2, 1), start=1):
+        process = on_devices(count, *arguments)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while process.poll() is None and not (
+            metrics.exists() and metrics.read_text().count("\n") >= epoch
+        ):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate()
+        assert process.returncode in (0, 128 + signal.SIGTERM), errors
+        told.append(output)
+    process = on_devices(2, *arguments)
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert "device_count was 4, now 2, so the last bits may differ" in told[1]
+    assert "device_count was 4, now 1, so the last bits may differ" in told[2]
+    ours, theirs = read_metrics(tmp_path / "run"), read_metrics(small_run)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    np.testing.assert_allclose(ours[0]["test_loss"], theirs[0]["test_loss"], rtol=1e-3)
+    assert abs(ours[-1]["test_accuracy"] - theirs[-1]["test_accuracy"]) < 0.03
