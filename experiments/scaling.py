@@ -42,7 +42,7 @@ def collectives(program: str) -> list[dict[str, Any]]:
 
 
 def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
-    """A training on all devices of this process: what it communicates, and its losses."""
+    """A training on all devices of this process: what it communicates, and its losses [seeds]."""
     import jax
 
     from mnist_flax import devices
@@ -68,6 +68,7 @@ def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
         "gradient_bytes": parameters,
         "collectives_per_step": collectives(programs.train_program.as_text() or ""),
         "losses": losses,
+        "test_loss": programs.evaluate(state)["test_loss"].tolist(),
     }
 
 

@@ -51,7 +51,6 @@ def test_collectives_are_found_in_a_program(scaling):
         (2, 64, {"seed": 2, "data": 2}),
         (4, 64, {"seed": 4, "data": 1}),
         (1, 90, {"seed": 1, "data": 4}),  # filled up to 92
-        (3, 90, {"seed": 1, "data": 4}),
     ],
 )
 def test_four_devices_train_as_one_and_tell_each_other_the_gradient(
@@ -61,6 +60,7 @@ def test_four_devices_train_as_one_and_tell_each_other_the_gradient(
     assert (alone["mesh"], four["mesh"]) == ({"seed": 1, "data": 1}, mesh)
     assert len(alone["losses"]) == 20
     np.testing.assert_allclose(four["losses"], alone["losses"], atol=1e-4)
+    np.testing.assert_allclose(four["test_loss"], alone["test_loss"], rtol=1e-3)
     assert alone["collectives_per_step"] == []
     told = four["collectives_per_step"]
     if mesh["data"] == 1:

@@ -1,18 +1,13 @@
 """The compiled programs against the functions that they are made of."""
 
 import dataclasses
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_flax import inference, programs, seeds, train
+from mnist_flax import devices, inference, programs, seeds, train
 from mnist_flax.config import Config, UserError
 from mnist_flax.data import load_dataset
 from mnist_flax.programs import compile_programs
@@ -97,7 +92,7 @@ def test_a_seed_has_the_same_bits_whichever_others_run_beside_it(digits):
 def test_seeds_side_by_side_are_those_one_after_the_other(digits, monkeypatch, at_once):
     """An accelerator computes them side by side, so many at once that memory allows."""
     expected, scores = train_a_little(digits, SEEDS)
-    monkeypatch.setattr(seeds, "on_cpu", lambda: False)
+    monkeypatch.setattr(devices, "on_cpu", lambda: False)
     monkeypatch.setattr(seeds, "SEEDS_AT_ONCE", at_once)
     found, other_scores = train_a_little(digits, SEEDS)
     assert_same_up_to_rounding(found.params, expected.params)
@@ -110,27 +105,6 @@ def test_many_seeds_that_cannot_fit_are_refused_before_they_are_allocated(digits
         compile_programs(digits, dataclasses.replace(SEEDS, num_seeds=1000))
     fitting = int(str(refusal.value).split()[-3].replace(",", ""))
     compile_programs(digits, dataclasses.replace(SEEDS, num_seeds=fitting // 2))
-
-
-def test_seeds_are_shared_equally_by_as_many_devices_as_can(digits):
-    """On simulated devices, in a process of its own, for their number is fixed at the start."""
-    script = """
-import jax, numpy as np, tests.test_programs as t
-from mnist_flax.data import load_dataset
-from mnist_flax.seeds import seed_mesh
-assert [seed_mesh(n).size for n in (1, 2, 3, 4, 6, 8)] == [1, 2, 3, 4, 3, 4]
-state, _ = t.train_a_little(load_dataset("digits"), t.SEEDS)
-assert len(state.params["Conv_1"]["kernel"].sharding.device_set) == 3
-np.savez("kernels.npz", **{layer: leaves["kernel"] for layer, leaves in state.params.items()})
-"""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
-        kernels = dict(np.load(Path(folder) / "kernels.npz"))
-    state, _ = train_a_little(digits, SEEDS)
-    shared = {layer: {"kernel": kernel} for layer, kernel in kernels.items()}
-    assert_same_up_to_rounding(shared, state.params)
 
 
 def test_only_the_splits_that_there_are_get_scored(digits):
