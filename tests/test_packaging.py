@@ -61,7 +61,7 @@ def clean(wheel, tmp_path_factory):
     # Added after the installation, which would else look at them. Of a folder that a .pth file
     # adds no .pth file is read, so an editable installation of the checkout stays unseen.
     packages = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)})["purelib"]
-    others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    others = [path for path in sys.path if Path(path).name.endswith("-packages")]
     (Path(packages) / "others.pth").write_text("\n".join(others) + "\n")
     return folder
 
@@ -87,13 +87,13 @@ def test_the_wheel_holds_the_package_alone_and_says_what_it_is(wheel):
     for line in ("Name: mnist-flax", f"Version: {mnist_flax.__version__}"):
         assert line in lines
     assert "License-Expression: Apache-2.0" in lines
-    assert sum(line.startswith("Requires-Dist: jax>=") for line in lines) == 1
+    assert sum(line.startswith("Requires-Dist: jax<") for line in lines) == 1
 
 
 def test_the_main_job_runs_from_the_wheel_alone(clean, tmp_path):
     script = clean / "bin" / "mnist-flax"
-    told = command(clean / "bin" / "python", "-c", "import mnist_flax as m; print(m.__file__)",
-                   cwd=tmp_path)  # fmt: skip
+    where = "import mnist_flax; print(mnist_flax.__file__)"
+    told = command(clean / "bin" / "python", "-c", where, cwd=tmp_path)
     assert Path(told.strip()).is_relative_to(clean)
     assert command(script, "--version", cwd=tmp_path) == f"mnist-flax {mnist_flax.__version__}\n"
     small = ("--dataset", "digits", "--epochs", "1")
