@@ -70,7 +70,8 @@ def python(script, **environment):
 def test_importing_touches_no_device_and_no_file(tmp_path):
     script = "\n".join(
         [
-            "import importlib, os, sys, threading",
+            "import importlib, os, threading",
+            "import mnist_flax",
             f"os.chdir({str(tmp_path)!r})",
             f"for name in {MODULES}: importlib.import_module(f'mnist_flax.{{name}}')",
             "assert threading.active_count() == 1",
