@@ -26,6 +26,12 @@ Options = TypeVar("Options")
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
+def called(name: str) -> str:
+    """A command as whoever started this process spells it."""
+    script = Path(sys.argv[0]).stem == "mnist-flax"
+    return f"mnist-flax {name}" if script else f"python -m mnist_flax.{name}"
+
+
 def run_command(
     action: Callable[[Sequence[str]], int],
     argv: Sequence[str] | None,

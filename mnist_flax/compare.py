@@ -17,7 +17,7 @@ from mnist_flax import command
 from mnist_flax.command import OptionalPath, path_from_environment
 from mnist_flax.config import UserError
 
-PROG = "python -m mnist_flax.compare"
+PROG = command.called("compare")
 LEVEL = 0.95
 RESAMPLES = 9_999
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mnist_flax.trained import Trained
 
-PROG = "python -m mnist_flax.demo"
+PROG = command.called("demo")
 HOST = "127.0.0.1"
 MAX_UPLOAD = "20mb"
 # Seconds that a visitor is kept waiting.

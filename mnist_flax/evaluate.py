@@ -15,7 +15,7 @@ from mnist_flax.command import OptionalPath, path_from_environment
 from mnist_flax.config import UserError
 from mnist_flax.spread import mean_of, percent
 
-PROG = "python -m mnist_flax.evaluate"
+PROG = command.called("evaluate")
 
 
 @dataclasses.dataclass(frozen=True)

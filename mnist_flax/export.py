@@ -21,7 +21,7 @@ from mnist_flax.command import (
 )
 from mnist_flax.config import UserError
 
-PROG = "python -m mnist_flax.export"
+PROG = command.called("export")
 
 # How far a probability may be from the checkpoint's.
 TOLERANCE = 1e-5

@@ -17,7 +17,7 @@ from mnist_flax.config import UserError
 if TYPE_CHECKING:
     from mnist_flax.trained import Trained
 
-PROG = "python -m mnist_flax.predict"
+PROG = command.called("predict")
 
 # Less sure than this, an answer is not to be relied on.
 UNSURE = 0.8

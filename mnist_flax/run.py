@@ -26,7 +26,7 @@ from mnist_flax.command import (
 from mnist_flax.config import PRESETS, Config, UserError
 from mnist_flax.spread import mean_of, percent, seeds_of
 
-PROG = "python -m mnist_flax.run"
+PROG = command.called("run")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,6 +101,7 @@ def test_the_command_agrees_with_the_runs_own_summary(small_run, tmp_path, capsy
     assert f"2 seeds  {tmp_path}" in text
 
 
+@pytest.mark.slow
 def test_only_the_seeds_that_both_have_are_compared(tmp_path):
     workdirs = []
     for name, seed, count in (("a", 0, 3), ("b", 1, 4), ("c", 3, 2)):
