@@ -18,10 +18,11 @@ def log_of(run: Run) -> Path:
     return run.workdir.with_name(f"{run.workdir.name}.log")
 
 
-def last_line(path: Path) -> str:
-    """The last line of a log that says something; empty where none does."""
+def last_line(path: Path, unlike: str = "\0") -> str:
+    """The last line of a log that says something, and does not begin with `unlike`; or nothing."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = (line.strip() for line in reversed(lines) if not line.startswith(unlike))
+    return next(filter(None, said), "")
 
 
 class Processes:

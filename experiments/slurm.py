@@ -16,6 +16,9 @@ from mnist_flax.config import UserError
 # Seconds between looks at what Slurm's jobs have left; Slurm itself is asked less often.
 LOOK_SECONDS = 5
 
+# How lines of submitit's own begin, once another library has set up logging.
+OWN = "INFO:submitit:"
+
 
 def executor(folder: Path, settings: str) -> submitit.SlurmExecutor:
     """What submits to Slurm.
@@ -66,7 +69,7 @@ def wait(jobs: Mapping[Run, submitit.Job]) -> Iterator[tuple[Run, int | None, st
     runs = {id(job): run for run, job in jobs.items()}
     for job in as_completed(list(jobs.values()), poll_frequency=LOOK_SECONDS):
         if job.exception() is None:
-            yield runs[id(job)], job.result()[0], last_line(job.paths.stderr)
+            yield runs[id(job)], job.result()[0], last_line(job.paths.stderr, unlike=OWN)
         else:
             log = os.path.relpath(job.paths.stderr)
             yield runs[id(job)], None, f"job {job.job_id} ({job.state}) left no result; see {log}"

@@ -70,9 +70,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     text = "share of the training images to choose by (default: a sixth)"
     add("--validation-fraction", type=float, default=1 / 6, metavar="SHARE", help=text)
     add("--dataset", default="mnist", help="as in the main command (default: mnist)")
-    add("--jobs", type=int, default=1, metavar="N", help="runs at a time, on this machine")
+    where = parser.add_mutually_exclusive_group().add_argument
+    where("--jobs", type=int, default=1, metavar="N", help="runs at a time, on this machine")
     text = "submit the runs as a Slurm array instead, with sbatch's options (time in minutes)"
-    add("--slurm", nargs="?", const="", metavar="partition=gpu,time=60,...", help=text)
+    where("--slurm", nargs="?", const="", metavar="partition=gpu,time=60,...", help=text)
     options, flags = parser.parse_known_args(argv)
     for name, least in (("jobs", 1), ("random", 0), ("seeds", 1)):
         if getattr(options, name) < least:
@@ -117,9 +118,9 @@ def known(folder: Path, runs: Sequence[Run], fields: Sequence[str]) -> Rows:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     path = folder / sweep_tables.RESULT
-    stored = workdir.read_json(path) or {"rows": []}
+    stored = workdir.read_json(path)
     try:
-        before = {row["run"]: row for row in stored["rows"]}
+        before = {row["run"]: row for row in stored["rows"]} if stored is not None else {}
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; remove it, and it is written again") from error
     rows = {}
@@ -127,7 +128,8 @@ def known(folder: Path, runs: Sequence[Run], fields: Sequence[str]) -> Rows:
         row = before.get(run.workdir.name, {})
         if row.get("status") not in ("diverged", "submitted"):
             row = {"status": "waiting"}
-        rows[run] = described(run, fields) | row | finished(run)
+        kept = {name: row[name] for name in ("status", "said", "job") if name in row}
+        rows[run] = described(run, fields) | kept | finished(run)
     return rows
 
 
@@ -192,7 +194,7 @@ def sweep(argv: Sequence[str]) -> int:
     runs = define(options, flags, space)
     executor = None if options.slurm is None else slurm_executor(options)
     rows = known(options.runs, list(runs), list(space))
-    about = provenance() | sweep_tables.about(options, next(iter(runs)).config)
+    about = provenance() | sweep_tables.about(next(iter(runs)).config)
 
     def save() -> None:
         result = about | {"rows": list(rows.values())}
@@ -205,7 +207,7 @@ def sweep(argv: Sequence[str]) -> int:
     todo = [run for run in runs if rows[run]["status"] not in FINAL]
 
     def begin(run: Run) -> None:
-        print(f"training {sweep_tables.values(rows[run])}; see {log_of(run)}", flush=True)
+        print(f"begun: {sweep_tables.values(rows[run])}; see {log_of(run)}", flush=True)
 
     here = Processes(options.jobs, begin)
     for run, code, said in in_slurm(executor, rows, todo, save) if executor else here.train(todo):
@@ -220,20 +222,25 @@ def sweep(argv: Sequence[str]) -> int:
 
 
 def conclude(folder: Path, runs: dict[Run, list[str]], rows: Rows, space: search.Space) -> int:
-    """Prints the table and what comes next, and draws; returns the exit code."""
+    """Draws, and prints the table and what comes next; returns the exit code."""
     ranked = sorted(rows, key=lambda run: sweep_tables.rank(rows[run]))
-    print("\n" + sweep_tables.table([rows[run] for run in ranked]) + "\n")
     best = ranked[0]
-    if rows[best]["status"] == "finished":
+    found = rows[best]["status"] == "finished"
+    if found:
         sweep_tables.draw([rows[run] for run in ranked], space, best.config, folder)
+    print("\n" + sweep_tables.table([rows[run] for run in ranked]) + "\n")
+    if found:
         command = ["python", "-m", "mnist_flax.run", "--workdir", str(folder / "best"), *runs[best]]
         print(f"best by validation: {sweep_tables.line(rows[best])}")
         print(f"on all training images, and then tested once: {shlex.join(command)}")
         print(f"see {folder / sweep_tables.RESULT} and {folder / sweep_tables.PICTURE}")
+    for run in ranked:
+        if "said" in rows[run]:
+            print(f"{sweep_tables.line(rows[run])}: {rows[run]['said']}")
     lost = sum(row["status"] not in FINAL for row in rows.values())
     if lost:
-        print(f"error: {lost} of {len(rows)} runs came to no end; the same command tries them "
-              "again", file=sys.stderr)  # fmt: skip
+        message = f"{lost} of {len(rows)} runs came to no end; the same command tries them again"
+        print(f"error: {message}", file=sys.stderr)
     return 1 if lost else 0
 
 

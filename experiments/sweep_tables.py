@@ -1,6 +1,5 @@
 """What a sweep shows: a table, and a picture with a panel for each field that is varied."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,13 @@ def held_out(config: Config) -> int:
     return DATASET_SIZES[config.dataset][0] - config.train_examples
 
 
-def about(options: argparse.Namespace, config: Config) -> dict[str, Any]:
+def about(config: Config) -> dict[str, Any]:
     """What holds for all rows."""
     return {
-        "dataset": options.dataset,
+        "dataset": config.dataset,
         "chosen_by": "validation_accuracy",
         "validation_examples": held_out(config),
-        "seeds": list(range(options.seed, options.seed + options.seeds)),
+        "seeds": list(range(config.seed, config.seed + config.num_seeds)),
     }
 
 
@@ -141,14 +140,17 @@ def _panel(
 
 def _scale(axes: Axes, found: Sequence[Any], values: Sequence[str] | Range) -> None:
     """A logarithmic axis where the values are evenly spaced on one; ticks at a few values."""
+    if isinstance(values, Range):
+        axes.set_xscale("log" if values.log else "linear")
+        return
     if isinstance(found[0], str):
         axes.set_xticks(range(len(values)), values)
         axes.margins(x=0.3)
         return
     numbers = np.unique(np.array(found, float))
-    if values.log if isinstance(values, Range) else evenly_in_logarithm(numbers):
+    if evenly_in_logarithm(numbers):
         axes.set_xscale("log")
-    if not isinstance(values, Range) and len(numbers) <= TICKS:
+    if len(numbers) <= TICKS:
         axes.set_xticks(numbers, map(text, numbers.tolist()))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.1)
