@@ -59,7 +59,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--workdir", type=Path, required=True, dest="runs", help="folder for all that is left")
+    add(
+        "--workdir",
+        type=Path,
+        required=True,
+        dest="runs",
+        metavar="FOLDER",
+        help="for all that it leaves behind",
+    )
     add("--vary", action="append", default=[], metavar="FIELD=A,B,...", help="values to try")
     text = "numbers to draw, evenly in their logarithm; or FIELD=uniform:LOW:HIGH"
     add("--sample", action="append", default=[], metavar="FIELD=log:LOW:HIGH", help=text)
