@@ -15,6 +15,7 @@ from typing import Any
 from provenance import RESULTS
 
 from mnist_flax.compare import compare_runs
+from mnist_flax.config import Config
 from mnist_flax.run import parse
 
 # Not kept in git; the results are.
@@ -33,6 +34,17 @@ def arguments(description: str | None, seeds: int) -> argparse.ArgumentParser:
     return parser
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the main command."""
+
+    config: Config
+    workdir: Path
+
+    arguments: tuple[str, ...]
+    """Those of `python -m mnist_flax.run`."""
+
+
 class Runs:
     """The runs of all experiments on one data set, each in a workdir named by its config."""
 
@@ -41,13 +53,22 @@ class Runs:
 
     def train(self, *flags: str) -> Path:
         """Trains with those flags, or finds that done already; returns the workdir."""
+        run = self.plan(*flags)
+        print("python -m mnist_flax.run", *run.arguments, flush=True)
+        subprocess.run([sys.executable, "-m", "mnist_flax.run", *run.arguments], check=True)
+        return run.workdir
+
+    def plan(self, *flags: str) -> Run:
+        """The run with those flags, untrained.
+
+        Raises:
+          UserError: the command would refuse them.
+        """
         flags = ("--dataset", self.dataset, *flags)
-        config = json.dumps(dataclasses.asdict(parse(flags).config))
-        workdir = self.folder / hashlib.sha256(config.encode()).hexdigest()[:12]
-        command = ["mnist_flax.run", "--workdir", str(workdir), *flags]
-        print("python -m", *command, flush=True)
-        subprocess.run([sys.executable, "-m", *command], check=True)
-        return workdir
+        config = parse(flags).config
+        text = json.dumps(dataclasses.asdict(config))
+        workdir = self.folder / hashlib.sha256(text.encode()).hexdigest()[:12]
+        return Run(config, workdir, ("--workdir", str(workdir), *flags))
 
 
 def summary(workdir: Path) -> dict[str, Any]:
