@@ -11,6 +11,7 @@ import numpy as np
 
 from mnist_flax import plots
 from mnist_flax.inference import sway
+from mnist_flax.records import is_figure
 from mnist_flax.spread import percent, seeds_of
 from mnist_flax.trained import Trained
 from mnist_flax.workdir import replacing, write_text
@@ -260,7 +261,7 @@ def _cell(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and is_figure(value):
         return f"{value['mean']:.5g} ± {value['std']:.2g}"
     if isinstance(value, float):
         return f"{value:.5g}"

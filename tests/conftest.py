@@ -16,6 +16,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ from mnist_flax.data import Dataset, load_dataset
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 SMALL = ("--dataset", "digits", "--epochs", "4", "--batch-size", "128")
+
+# A 3, a 7 and a 1, in the coordinates of a drawing surface of 1 x 1.
+STROKES = {
+    3: [(0.3, 0.2), (0.55, 0.12), (0.7, 0.3), (0.48, 0.47), (0.72, 0.65), (0.55, 0.87), (0.3, 0.8)],
+    7: [(0.25, 0.2), (0.7, 0.18), (0.45, 0.85)],
+    1: [(0.5, 0.12), (0.5, 0.88)],
+}
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +61,30 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("small") / "run"
     assert run.main(["--workdir", str(workdir), *SMALL]) == 0
     return workdir
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a network that can read: of MNIST where it is here, or else of digits."""
+    workdir = tmp_path_factory.mktemp("reader") / "run"
+    known = os.environ.get("MNIST_FLAX_MANUAL_DIR")
+    flags = ("--dataset", "mnist", "--preset", "quick") if known else (*SMALL, "--epochs", "30")
+    assert run.main(["--workdir", str(workdir), *flags, "--no-report"]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a screen, for Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("there is no Chromium")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The page to draw on: what it answers, and the page itself in a real browser."""
 
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,29 +12,11 @@ import pytest
 import requests
 from PIL import Image
 
-from mnist_flax import demo, load, run
-from tests.conftest import SMALL
+from mnist_flax import demo, load
+from tests.conftest import STROKES
 from tests.test_preprocess import seven
 
 gradio = pytest.importorskip("gradio")
-sync_api = pytest.importorskip("playwright.sync_api")
-
-# A 3, a 7 and a 1, in the coordinates of a drawing surface of 1 x 1.
-STROKES = {
-    3: [(0.3, 0.2), (0.55, 0.12), (0.7, 0.3), (0.48, 0.47), (0.72, 0.65), (0.55, 0.87), (0.3, 0.8)],
-    7: [(0.25, 0.2), (0.7, 0.18), (0.45, 0.85)],
-    1: [(0.5, 0.12), (0.5, 0.88)],
-}
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory):
-    """The workdir of a network that can read: of MNIST where it is here, or else of digits."""
-    workdir = tmp_path_factory.mktemp("reader") / "run"
-    known = os.environ.get("MNIST_FLAX_MANUAL_DIR")
-    flags = ("--dataset", "mnist", "--preset", "quick") if known else (*SMALL, "--epochs", "30")
-    assert run.main(["--workdir", str(workdir), *flags, "--no-report"]) == 0
-    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +69,9 @@ def served(reader):
 
 
 @pytest.fixture(scope="module")
-def page_of_demo(served):
+def page_of_demo(served, browser):
     """A page in headless Chromium that shows the demo."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("there is no Chromium")
-    with sync_api.sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield browser.new_page(viewport={"width": 1200, "height": 900}), served[1]
-        browser.close()
+    return browser.new_page(viewport={"width": 1200, "height": 900}), served[1]
 
 
 @pytest.mark.slow
