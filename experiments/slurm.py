@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from processes import last_line
+from local_runs import last_line
 from submitit.helpers import FunctionSequence, as_completed
 from training import Run
 

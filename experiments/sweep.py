@@ -25,7 +25,7 @@ from typing import Any
 import search
 import sweep_tables
 import training
-from processes import Processes, log_of
+from local_runs import Processes, log_of
 from provenance import provenance
 from training import Run
 
