@@ -96,7 +96,7 @@ def main() -> None:
         for seeds, batch in ((1, 64), (2, 64), (8, 64))
         for count in COUNTS
     ]
-    print("| seeds | batch | devices | mesh | gradient | communicated per step | largest loss |")
+    print("| seeds | batch | devices | mesh | gradient | told per step | loss differs by |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         alone = next(r for r in rows if r["devices"] == 1 and r["config"] == row["config"])
