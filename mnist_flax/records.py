@@ -47,14 +47,16 @@ def _is_number(value: Any) -> bool:
     return type(value) in {int, float} and abs(value) < 2**63
 
 
-def refuse_depth(value: Any, levels: int = 8) -> None:
-    """Refuses what is nested so deeply that it would exhaust the stack of those who show it.
+def refuse_unshowable(value: Any, levels: int = 8) -> None:
+    """Refuses text that is no UTF-8, and what is nested so deeply as to exhaust a stack.
 
     Raises:
-      ValueError: it is nested so many levels deep; a run's files have three.
+      ValueError: there is such text, or so many levels; a run's files have three.
     """
     if not levels:
         raise ValueError("it is nested too deeply")
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in inner:
-        refuse_depth(part, levels - 1)
+    if isinstance(value, str):
+        value.encode()
+    inner = (*value, *value.values()) if isinstance(value, dict) else value
+    for part in inner if isinstance(inner, tuple | list) else ():
+        refuse_unshowable(part, levels - 1)

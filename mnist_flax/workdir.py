@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from mnist_flax import config as config_lib
 from mnist_flax.config import Config, UserError
-from mnist_flax.records import is_line, is_summary, refuse_depth
+from mnist_flax.records import is_line, is_summary, refuse_unshowable
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -123,7 +123,7 @@ def read_json(path: Path) -> Any:
         if path.exists() and not path.is_file():  # reading a pipe may take for ever
             raise UserError(f"cannot read {path}: it is not a file")
         value = json.loads(path.read_text(encoding="utf-8"))
-        refuse_depth(value)
+        refuse_unshowable(value)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -165,7 +165,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             metrics = json.loads(line)
-            refuse_depth(metrics)
+            refuse_unshowable(metrics)
             like = kept[0] if kept else dict.fromkeys(FIGURES, 0.0) | metrics
         except (ValueError, TypeError, RecursionError):
             break

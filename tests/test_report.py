@@ -74,3 +74,8 @@ def test_a_perfect_network_has_a_page_too():
     evaluation = EVALUATION | metrics.assess(sure(LABELS), LABELS)
     assert "10 test images right" in report.page({}, LINES, SUMMARY, evaluation, {})
     assert report.in_short(evaluation)[0].startswith("0 of 10 test images wrong")
+
+
+def test_cells_show_figures_and_whatever_else_a_damaged_file_holds():
+    assert report._text(figure([0.1, 0.3])) == "0.2 ± 0.14"
+    assert report._text([{}, None, 0.5]) == "{}, null, 0.5"

@@ -155,3 +155,11 @@ def test_where_all_checkpoints_are_gone_nothing_starts_over(tmp_path):
     assert len(workdir.read_metrics(path)) == 3
     path.write_text(json.dumps(line(1)) + "\n")  # killed before the first checkpoint was complete
     assert workdir.rewind_metrics(path, CONFIG, 0) == []
+
+
+@pytest.mark.parametrize("text", ['{"a": ["\\ud800"]}', '{"\\ud800": 1}', "[" * 9 + "]" * 9])
+def test_json_that_nobody_can_show_is_refused(tmp_path, text):
+    path = tmp_path / "summary.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"summary\.json is damaged"):
+        workdir.read_json(path)
