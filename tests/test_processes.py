@@ -6,7 +6,6 @@ import socket
 import time
 
 import jax
-import numpy as np
 import pytest
 
 from mnist_flax import processes
