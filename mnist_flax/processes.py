@@ -91,7 +91,8 @@ def _started_together() -> bool:
     """Whether JAX may find other processes; looking for them may take seconds, or go wrong."""
 
     def number(name: str) -> int:
-        return int(os.environ.get(name, "1"))
+        text = os.environ.get(name, "")
+        return int(text) if text.isdecimal() else 1
 
     accelerators = [*Path("/dev").glob("accel0"), *Path("/dev/vfio").glob("[0-9]")]
     return bool(
