@@ -187,6 +187,6 @@ def two_at_once(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
 
 FAULTS = (
     Fault("a network that misbehaves", bad_network, 40, 10),
-    Fault("killed while data is prepared", killed_while_preparing, 20, 3),
+    Fault("killed while a small data set is prepared", killed_while_preparing, 20, 3),
     Fault("two processes prepare the same data", two_at_once, 10, 1),
 )
