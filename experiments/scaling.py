@@ -67,7 +67,7 @@ def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "gradient_bytes": parameters,
         "collectives_per_step": collectives(programs.train_program.as_text() or ""),
-        "losses": losses,
+        "losses": losses,  # over `batch_size`, also of an epoch's last step
         "test_loss": programs.evaluate(state)["test_loss"].tolist(),
     }
 

@@ -1,6 +1,6 @@
 """The devices of a run as one mesh: whole networks along `seed`, parts of a batch along `data`.
 
-A function that is traced under a mesh (`jax.set_mesh`) is divided along `data`; without one, or
+A function that is traced under a mesh is divided along `data`; without one, or
 on a single device, it is the same function undivided.
 """
 

@@ -81,7 +81,7 @@ def train(run: Run, state: TrainState) -> TrainState:
     return state
 
 
-def _train_epoch(run: Run, state: TrainState, epoch: int, meter: Meter, bar: tqdm) -> TrainState:
+def _train_epoch(run: Run, state: TrainState, epoch: int, meter: Meter, bar: Any) -> TrainState:
     """Trains to the end of an epoch, in parts of about `PACE_SECONDS`."""
     step, end = step_of(state), (epoch + 1) * run.config.steps_per_epoch
     order = run.programs.epoch_order(epoch)
@@ -120,7 +120,7 @@ def _end_epoch(run: Run, state: TrainState, meter: Meter) -> None:
     _require("training loss", train_loss, train_loss < HOPELESS, step, run)
     largest = _largest(state, config.num_seeds)
     _require("largest number in the state", largest, np.isfinite(largest), step, run)
-    line = None
+    line: dict[str, Any] | None = None
     if last or epoch % config.eval_every == 0:
         scores = run.programs.evaluate(state)
         _require("test loss", scores["test_loss"], np.isfinite(scores["test_loss"]), step, run)

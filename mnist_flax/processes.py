@@ -24,6 +24,11 @@ from mnist_flax.config import UserError
 # A process that has not been heard of for so long is taken for dead, and JAX ends the others.
 HEARTBEAT_SECONDS = 30
 
+# How an error of the network between processes begins: with one of these states.
+TRANSPORT = re.compile(
+    "(UNAVAILABLE|DEADLINE_EXCEEDED|UNKNOWN|ABORTED|CANCELLED|INTERNAL|FAILED_PRECONDITION): "
+)
+
 # How long processes wait at the start for those that are still missing.
 START_SECONDS = 300
 
@@ -169,8 +174,13 @@ def to_host(tree: Any) -> Any:
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether it was raised because another process is gone; JAX has no class for that."""
-    return several() and re.match(r"[A-Z]+(_[A-Z]+)*: ", str(error)) is not None
+    """Whether it was raised because another process is gone; JAX has no class for that.
+
+    TensorStore, beneath Orbax, tells of the disk in the same form.
+    """
+    text = str(error)
+    of_disk = "os_error_code" in text or "tensorstore" in text
+    return several() and not of_disk and TRANSPORT.match(text) is not None
 
 
 @contextlib.contextmanager
@@ -191,8 +201,9 @@ def noticing_loss() -> Iterator[None]:
 def leave(code: int) -> None:
     """Ends one of several processes at once: waiting for the others, it may wait for ever."""
     if several():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody may read it any more
+                stream.flush()
         if is_first():
             time.sleep(1)  # it coordinates them: without it those that end too would crash
         os._exit(code)

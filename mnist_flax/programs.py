@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import psutil
 from jax import stages
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from mnist_flax import devices, inference, processes, seeds, train
 from mnist_flax.config import Config, UserError
@@ -93,7 +93,7 @@ def compile_programs(dataset: Dataset, config: Config) -> Programs:
     create_state, epoch_order, train_steps = (
         future.result() for future in (create_state, epoch_order, train_steps)
     )
-    _require_memory(train_steps, mesh, config)
+    _require_memory(train_steps, config)
     return Programs(
         like,
         lambda: create_state(key),
@@ -113,7 +113,7 @@ def _abstract(lowered: stages.Lowered, sharding: NamedSharding) -> Any:
     )
 
 
-def _require_memory(train_steps: stages.Compiled, mesh: Mesh, config: Config) -> None:
+def _require_memory(train_steps: stages.Compiled, config: Config) -> None:
     """Refuses what the compiler says will not fit, before any of it is allocated."""
     sizes = train_steps.memory_analysis()
     if sizes is None or config.num_seeds == 1:
@@ -123,7 +123,7 @@ def _require_memory(train_steps: stages.Compiled, mesh: Mesh, config: Config) ->
     needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + output
     if devices.on_cpu():
         # Virtual devices share the memory, and saving copies the state.
-        needed = (needed + sizes.output_size_in_bytes) * mesh.size
+        needed = (needed + sizes.output_size_in_bytes) * jax.local_device_count()
         there = _free_memory()
     else:
         there = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", needed)

@@ -115,11 +115,13 @@ def _run(options: Options) -> int:
     config = workdir.settle_config(folder, options.config)
     summary = workdir.read_summary(folder / workdir.SUMMARY)
     if summary is not None:
-        _log(f"{folder} holds this run, finished already: {_result(summary)}")
+        if not options.process_id:
+            _log(f"{folder} holds this run, finished already: {_result(summary)}")
         return 0
     began = time.perf_counter()
     from mnist_flax import experiment, loop, processes
 
+    import_seconds = time.perf_counter() - began
     processes.initialize(options.coordinator_address, options.num_processes, options.process_id)
     if not options.no_compilation_cache:
         keep_compiled_programs()
@@ -130,7 +132,7 @@ def _run(options: Options) -> int:
             data_dir=options.data_dir,
             manual_dir=options.manual_dir,
             log=_log,
-            import_seconds=time.perf_counter() - began,
+            import_seconds=import_seconds,
             with_report=not options.no_report,
         )
     except loop.Stopped as stopped:

@@ -6,6 +6,7 @@ step goes on exactly as if it had never stopped.
 
 import functools
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -181,7 +182,7 @@ def _summed_gradients(
         if count == 1:
             return value_and_grad(params, *(x[0] for x in micro_batches))
 
-        def add(total, micro_batch):
+        def add(total: Any, micro_batch: tuple[jax.Array, ...]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, value_and_grad(params, *micro_batch)), None
 
         zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))

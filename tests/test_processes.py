@@ -1,6 +1,7 @@
 """Two processes as one run, over loopback: the same result, and the same end for both."""
 
 import json
+import re
 import signal
 import socket
 import time
@@ -211,5 +212,11 @@ def test_loss_is_told_from_other_errors(monkeypatch):
     for text in ("UNKNOWN: Gloo all-reduce failed: reset by peer", "DEADLINE_EXCEEDED: Barrier"):
         with pytest.raises(processes.Lost, match="has lost another one"), processes.noticing_loss():
             raise ValueError(text)
-    with pytest.raises(ValueError, match="NaN: none"), processes.noticing_loss():
-        raise ValueError("NaN: none")
+    for text in (
+        "NaN: none",
+        "OUT_OF_RANGE: Failed writing: File too large [os_error_code='27']",
+        "UNKNOWN: Error writing [tensorstore_spec='{}']",
+        "RESOURCE_EXHAUSTED: Out of memory",
+    ):
+        with pytest.raises(ValueError, match=re.escape(text)), processes.noticing_loss():
+            raise ValueError(text)
