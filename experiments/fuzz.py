@@ -248,7 +248,7 @@ FAULTS = tuple(
     for name, attempt, tries, few in (
         ("any command line", any_command_line, 3_000, 200),
         ("any valid config", random_configs, 12, 1),
-        ("a damaged `config.json`", damaged_config, 500, 60),
+        ("a damaged `config.json`", damaged_config, 500, 30),
         ("a damaged `summary.json` or `metrics.jsonl`", damaged_results, 600, 30),
         ("going on with a damaged `metrics.jsonl`", gone_on_with, 12, 1),
         ("image bytes for `predict`", image_bytes, 12_000, 400),
