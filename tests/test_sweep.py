@@ -27,7 +27,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 TINY = ("--dataset", "digits", "--channels", "4", "--epochs", "1", "--batch-size", "512")
 # Long enough to be stopped in the middle, with `LONG` in place of `TINY`.
-LONG = (*TINY[:4], "--epochs", "60", "--batch-size", "512")
+LONG = (*TINY[:4], "--epochs", "30", "--batch-size", "512")
 SECONDS = 300
 
 
@@ -273,7 +273,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(signum, tmp_path):
     assert "going on from step" in log.read_text()
     rows = read_sweep(tmp_path)["rows"]
     assert [found["status"] for found in rows] == ["finished", "finished"]
-    assert len(read_metrics(tmp_path / rows[0]["run"])) == 60
+    assert len(read_metrics(tmp_path / rows[0]["run"])) == 30
     assert "best by validation: learning_rate=0.00" in output
 
 
@@ -318,7 +318,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(planned, tmp_path, 
     assert (ended, code) == (planned, 0)
     assert "going on from step" in jobs[planned].stdout()
     assert sweep.ended(ended, code, "")["status"] == "finished"
-    assert len(read_metrics(planned.workdir)) == 60
+    assert len(read_metrics(planned.workdir)) == 30
     jobs[planned]._process.wait(timeout=SECONDS)  # or it would be told as left over
 
 
