@@ -93,7 +93,7 @@ def main() -> None:
         return
     rows = [
         simulated(count, seeds, batch)
-        for seeds, batch in ((1, 64), (2, 64), (8, 64))
+        for seeds, batch in ((1, 64), (2, 64), (8, 64), (3, 90), (1, 512))
         for count in COUNTS
     ]
     print("| seeds | batch | devices | mesh | gradient | told per step | loss differs by |")

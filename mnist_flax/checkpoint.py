@@ -268,7 +268,7 @@ def digest(tree: Any) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sha256 = hashlib.sha256()
     for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
-        array = np.asarray(processes.to_host(leaf))
+        array = processes.to_host(leaf)
         sha256.update(f"{path} {array.dtype} {array.shape} ".encode())
         sha256.update(array.tobytes())
     return sha256.hexdigest()
