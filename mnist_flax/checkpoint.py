@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from mnist_flax import processes, sums, workdir
