@@ -269,11 +269,11 @@ def _long(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
 
 FAULTS = (
     Fault("SIGKILL while it starts and compiles", _killed(_starting, *DIGITS), 20, 1),
-    Fault("SIGKILL while it trains", _killed(_training, *DIGITS), 30, 2),
+    Fault("SIGKILL while it trains", _killed(_training, *DIGITS), 30, 1),
     Fault("SIGKILL while a checkpoint is written", _killed(_saving, *DIGITS), 20, 1),
     Fault("SIGKILL while the report is written", _killed(_reporting, *DIGITS), 20, 1),
     Fault("SIGKILL while MNIST is prepared", _killed_preparing, 10, 0),
-    Fault("SIGTERM or Ctrl-C at any moment", _stopped, 30, 3),
+    Fault("SIGTERM or Ctrl-C at any moment", _stopped, 30, 2),
     Fault("two processes in one workdir", _doubled, 10, 2),
     Fault("epoch after epoch, in one process", _long, 500, 30),
 )

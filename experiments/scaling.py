@@ -4,8 +4,8 @@ python experiments/scaling.py
 
 For 1, 2, 4 and 8 simulated CPU devices, each in a process of its own: the bytes of each training
 step's collectives, as they stand in the compiled program, next to the bytes of the gradient; and
-the training loss of 20 steps next to one device's. Simulated devices share the processor's
-cores, so this says nothing of speed.
+the training loss of 20 steps next to one device's. Some of them also divided between two
+processes. Simulated devices share the processor's cores, so this says nothing of speed.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,14 @@ from typing import Any
 import numpy as np
 from provenance import RESULTS, provenance, store
 
-COUNTS, STEPS = (1, 2, 4, 8), 20
+STEPS = 20
+
+# Networks, batch size, devices in all, and among how many processes they are divided.
+CASES = (
+    *((seeds, 64, count, 1) for seeds in (1, 2, 8) for count in (1, 2, 4, 8)),
+    *((seeds, 64, count, 2) for seeds, count in ((1, 2), (1, 4), (2, 4))),
+    *((seeds, batch, count, 1) for seeds, batch in ((3, 90), (1, 512)) for count in (1, 2, 4, 8)),
+)
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|"
     r"collective-broadcast|ragged-all-to-all)(?:-start)?\("
@@ -42,10 +50,10 @@ def collectives(program: str) -> list[dict[str, Any]]:
 
 
 def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
-    """A training on all devices of this process: what it communicates, and its losses [seeds]."""
+    """A training on all devices: what it communicates, and its losses [seeds] of each step."""
     import jax
 
-    from mnist_flax import devices
+    from mnist_flax import devices, processes
     from mnist_flax.config import Config
     from mnist_flax.data import load_dataset
     from mnist_flax.programs import compile_programs
@@ -53,16 +61,17 @@ def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
     config = Config(dataset="digits", batch_size=batch_size, num_seeds=num_seeds, shift=1)
     programs = compile_programs(load_dataset("digits"), config)
     state = programs.create_state()
-    losses = []
+    losses, so_far = [], np.float32(0)
     for step in range(STEPS):
-        first = step % config.steps_per_epoch == 0
-        before = 0.0 if first else np.atleast_1d(state.epoch_loss)
+        before = np.float32(0) if step % config.steps_per_epoch == 0 else so_far
         order = programs.epoch_order(step // config.steps_per_epoch)
         state = programs.train_steps(state, order, 1)
-        losses.append(((np.atleast_1d(state.epoch_loss) - before) / batch_size).tolist())
+        so_far = np.atleast_1d(processes.to_host(state.epoch_loss))
+        losses.append(((so_far - before) / batch_size).tolist())
     parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)) // num_seeds
     return {
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "mesh": dict(devices.device_mesh(num_seeds).shape),
         "config": dataclasses.asdict(config),
         "gradient_bytes": parameters,
@@ -72,12 +81,37 @@ def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
     }
 
 
-def simulated(count: int, num_seeds: int, batch_size: int) -> dict[str, Any]:
-    """`measure` on so many simulated devices, whose number is fixed when a process starts."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+def simulated(
+    num_seeds: int, batch_size: int, count: int, num_processes: int = 1
+) -> dict[str, Any]:
+    """`measure` on `count` simulated devices; how many a process has is fixed when it starts."""
+    share = count // num_processes
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={share}"}
     command = [sys.executable, __file__, "--measure", str(num_seeds), str(batch_size)]
-    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return json.loads(output.stdout.splitlines()[-1])
+    if num_processes > 1:
+        command += ["--join", free_address(), str(num_processes)]
+    started = [
+        subprocess.Popen(
+            command + [str(number)] * (num_processes > 1),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(num_processes)
+    ]
+    ended = [(*process.communicate(), process.returncode) for process in started]
+    for _, errors, code in ended:
+        if code:
+            raise RuntimeError(f"{' '.join(command)} ended with code {code}: {errors[-2000:]}")
+    return json.loads(ended[0][0].splitlines()[-1])
+
+
+def free_address() -> str:
+    """Where on this machine processes may meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def main() -> None:
@@ -87,17 +121,19 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the result")
     parser.add_argument("--measure", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
+        if options.join:
+            from mnist_flax import processes
+
+            address, *numbers = options.join
+            processes.initialize(address, *map(int, numbers))
         print(json.dumps(measure(*options.measure)))
         return
-    rows = [
-        simulated(count, seeds, batch)
-        for seeds, batch in ((1, 64), (2, 64), (8, 64), (3, 90), (1, 512))
-        for count in COUNTS
-    ]
-    print("| seeds | batch | devices | mesh | gradient | told per step | loss differs by |")
-    print("|---|---|---|---|---|---|---|")
+    rows = [simulated(*case) for case in CASES]
+    print("| seeds | batch | processes | devices | mesh | gradient | a step | loss differs by |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         alone = next(r for r in rows if r["devices"] == 1 and r["config"] == row["config"])
         row["largest_loss_difference"] = float(
@@ -105,7 +141,8 @@ def main() -> None:
         )
         told = sum(collective["bytes"] for collective in row["collectives_per_step"])
         print(
-            f"| {row['config']['num_seeds']} | {row['config']['batch_size']} | {row['devices']} | "
+            f"| {row['config']['num_seeds']} | {row['config']['batch_size']} | "
+            f"{row['processes']} | {row['devices']} | "
             f"{row['mesh']['seed']} x {row['mesh']['data']} | {row['gradient_bytes']:,} B | "
             f"{told:,} B | {row['largest_loss_difference']:.1e} |"
         )

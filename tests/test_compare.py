@@ -106,7 +106,7 @@ def test_only_the_seeds_that_both_have_are_compared(tmp_path):
     workdirs = []
     for name, seed, count in (("a", 0, 3), ("b", 1, 4), ("c", 3, 2)):
         workdirs.append(tmp_path / name)
-        flags = ("--num-seeds", str(count), "--seed", str(seed), "--epochs", "1")
+        flags = ("--num-seeds", str(count), "--seed", str(seed), "--epochs", "1", "--no-report")
         assert run.main(["--workdir", str(workdirs[-1]), *SMALL[:2], *flags]) == 0
     result = compare.compare_runs(*workdirs[:2])
     assert result["paired"]

@@ -1,9 +1,9 @@
 """Two processes as one run, over loopback: the same result, and the same end for both."""
 
+import importlib
 import json
 import re
 import signal
-import socket
 import time
 
 import jax
@@ -12,6 +12,11 @@ import pytest
 from mnist_flax import processes
 from mnist_flax.config import UserError
 from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
+from tests.test_faults import EXPERIMENTS
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(EXPERIMENTS)
+    scaling = importlib.import_module("scaling")
 
 ARGUMENTS = (*SMALL, "--no-report")
 
@@ -22,9 +27,7 @@ SOON = 60
 
 def two(workdir, *flags, others=()):
     """Both processes of a run; `others` are the flags of the second one alone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = scaling.free_address()
     common = ("--workdir", str(workdir), "--coordinator-address", address, "--num-processes", "2")
     return [
         start(*common, "--process-id", str(number), *flags, *(others if number else ()))
