@@ -110,7 +110,9 @@ def damage(path: Path, how: str, other: Path, rng: random.Random) -> None:
     """Damages one file; `other` is one of the same kind from another data set."""
     content = bytearray(path.read_bytes())
     if how == "flip":
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        # As often near the end, where an archive has its table, as anywhere.
+        reach = rng.choice((len(content), min(len(content), 300)))
+        content[-1 - rng.randrange(reach)] ^= 1 << rng.randrange(8)
     changed = {
         "truncate": bytes(content[: rng.randrange(len(content))]),
         "empty": b"",

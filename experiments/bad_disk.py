@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bad_data
 from interruptions import DIGITS, PATIENCE, baseline, difference, train
 from trials import Fault, Outcome, complaint
 
@@ -56,6 +57,8 @@ def _damaged(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
             yield f"{told}code {process.returncode}: {errors[-300:]}"
         elif same != (f"checkpoint {newest.name} is damaged" not in output):
             yield f"{told}not told: {output}"
+        elif f"going on from step {int((newest if same else older).name):,} " not in output:
+            yield f"{told}did not go on from the newest intact one: {output}"
         else:
             if not same:
                 shutil.rmtree(aside)
@@ -133,6 +136,45 @@ def _full(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
             continue
         problem = complaint(2, told.read_text()) if ended.returncode else None
         yield problem or difference(copy, undisturbed)
+
+
+def _full_while_preparing(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
+    """A disk with too little room for a small data set; with room again, it is prepared."""
+    rng = random.Random(seed)
+    disk, original = folder / "disk", folder / "original"
+    disk.mkdir()
+    if not _namespaces():
+        return
+    bad_data.write_originals(original, 0)
+    child = (
+        f"import sys, pathlib; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import bad_data\n"
+        "*folders, name = sys.argv[1:]\n"
+        "disk, true, original = map(pathlib.Path, folders)\n"
+        "with bad_data.expecting(original):\n"
+        "    true = bad_data.load(true, original)\n"
+        "    load = lambda: bad_data.load(disk, original)\n"
+        "    print(bad_data.verdict(load, true, name, disk) or '')\n"
+    )
+    script = (
+        'mount -t tmpfs -o "size=$SIZE" tmpfs "$DISK" || exit 99\n'
+        '"$@" "$DISK" || exit 98\n'
+        'mount -o remount,size=100m "$DISK"; "$@" "nothing may be refused" || exit 97'
+    )
+    paths = map(str, (disk, folder / "true", original))
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", child, *paths]
+    for _ in range(tries):
+        size = f"{rng.randrange(4, 600)}k"
+        ended = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env=os.environ | {"DISK": str(disk), "SIZE": size},
+            check=False,
+        )
+        problem = "".join(ended.stdout.split("\n")) or ended.stderr * (ended.returncode > 0)
+        yield problem and f"{size}: {problem[-300:]}"
 
 
 def _namespaces() -> bool:
@@ -226,6 +268,7 @@ FAULTS = (
     Fault("a damaged file in the newest checkpoint", _damaged, 100, 5),
     Fault("all checkpoints damaged or gone", _all_damaged, 12, 2),
     Fault("a full disk", _full, 24, 2),
+    Fault("a full disk under the data", _full_while_preparing, 24, 2),
     Fault("a workdir that cannot be used", _forbidden, 10, 4),
     Fault("a workdir with an odd path", _odd_paths, 6, 2),
 )

@@ -7,6 +7,7 @@ output. Finds them by the gradient and by replacing them, then trains the refere
 on the whole image and on its centred 22x22 window, with the same seeds.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -41,6 +42,7 @@ def main() -> None:
     outside = np.pad(np.zeros((22, 22), bool), margin, constant_values=True)
     worth = training.difference(whole, centre)
     result = {
+        "environment": json.loads((whole / "summary.json").read_text())["environment"],
         "n": options.seeds,
         "blind_rows": np.flatnonzero(blind.all(axis=1)).tolist(),
         "blind_columns": np.flatnonzero(blind.all(axis=0)).tolist(),

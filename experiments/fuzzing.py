@@ -130,8 +130,10 @@ def _inside(
     here.mkdir()
     os.chdir(here)
     os.environ["HOME"] = str(here)
-    unavailable = mock.patch("mnist_flax.data.load_tfds", side_effect=_no_network)
-    with unavailable:
+    with (
+        mock.patch("mnist_flax.data.load_tfds", side_effect=_no_network),
+        mock.patch("mnist_flax.mnist_c.load_mnist_c", side_effect=_no_network),
+    ):
         outcomes = attempt(folder, tries, seed)
     return outcomes, _peak()
 

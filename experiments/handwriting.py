@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter
-from provenance import provenance, store
+from provenance import RESULTS, provenance, store
 from scipy.interpolate import CubicSpline
 
 # Strokes as points that a pen goes through: x to the right, y down, in a box of 1 x 1.5. Each
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="of a trained run")
     parser.add_argument("--each", type=int, default=50, help="drawings of each digit")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     trained = load(options.workdir)
     summary = workdir.read_json(options.workdir / workdir.SUMMARY) or {}

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,13 @@ def train(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(workdir: Path, undisturbed: Path, *arguments: str) -> Outcome:
     """Goes on with a run by the same command, and compares it with the undisturbed one."""
+    had = (workdir / ".saved").exists()
     process = train(workdir, *arguments)
-    _, errors = process.communicate(timeout=PATIENCE)
+    output, errors = process.communicate(timeout=PATIENCE)
     if process.returncode or errors:
         return f"going on ended with code {process.returncode}: {errors[-300:]}"
+    if had and "going on from step" not in output and "finished already" not in output:
+        return f"started over, though a checkpoint had been saved: {output[-300:]}"
     return difference(workdir, undisturbed)
 
 
@@ -103,18 +107,39 @@ def _killed(wait: Wait, *arguments: str) -> Callable[[Path, int, int], Iterator[
         undisturbed, seconds = baseline(*arguments)
         for number in range(tries):
             workdir = folder / f"killed{number}"
-            process = train(workdir, *arguments)
-            wait(process, workdir, rng, seconds)
-            process.kill()
-            process.communicate()
+            _kill_alive(lambda w=workdir: _killed_once(wait, w, rng, seconds, *arguments))
             yield finish(workdir, undisturbed, *arguments)
             shutil.rmtree(workdir)
 
     return attempt
 
 
+def _killed_once(
+    wait: Wait, workdir: Path, rng: random.Random, seconds: float, *arguments: str
+) -> bool:
+    """Whether the kill came before the end."""
+    process = train(workdir, *arguments)
+    wait(process, workdir, rng, seconds)
+    process.kill()
+    process.communicate()
+    if process.returncode == -signal.SIGKILL and not (workdir / "summary.json").exists():
+        return True
+    shutil.rmtree(workdir)
+    return False
+
+
+def _kill_alive(kill: Callable[[], bool]) -> None:
+    """Tries again where the moment drawn was after the end; that would be no try."""
+    if not any(kill() for _ in range(20)):
+        raise RuntimeError("20 processes in a row had ended before they were killed")
+
+
 def _until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
     while process.poll() is None and not reached():
+        if time.monotonic() > end:
+            process.kill()
+            raise RuntimeError(f"nothing happened for {PATIENCE} s")
         time.sleep(0.002)
 
 
@@ -166,14 +191,20 @@ def _killed_preparing(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     rng = random.Random(seed)
     arguments = (*MNIST, "--data-dir", str(folder / "data"))
     undisturbed, _ = baseline(*arguments)
-    for number in range(tries):
-        shutil.rmtree(folder / "data")
-        workdir = folder / f"killed{number}"
-        process = train(workdir, *arguments)
+
+    def wait(process: subprocess.Popen[str], _: Path, rng: random.Random, seconds: float) -> None:
         _until(process, (folder / "data").exists)
-        time.sleep(rng.uniform(0, 25))
-        process.kill()
-        process.communicate()
+        time.sleep(rng.uniform(0, seconds))
+
+    def kill(workdir: Path) -> bool:
+        for made in (folder / "data", workdir):
+            shutil.rmtree(made, ignore_errors=True)
+        alive = _killed_once(wait, workdir, rng, 25, *arguments)
+        return alive and not list((folder / "data").rglob("mnist_flax_decoded.npz"))
+
+    for number in range(tries):
+        workdir = folder / f"killed{number}"
+        _kill_alive(lambda w=workdir: kill(w))
         yield finish(workdir, undisturbed, *arguments)
         shutil.rmtree(workdir)
 
@@ -232,13 +263,16 @@ def _long(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """A run of `tries` epochs, watched: memory, open files and what is kept on disk."""
     workdir = folder / "long"
     process = train(workdir, "--dataset", "digits", "--epochs", str(tries), "--no-report")
+    reader = ThreadPoolExecutor(1)  # or the process would wait until somebody reads
+    ended = reader.submit(process.communicate)
     watched, seen = psutil.Process(process.pid), []
     while process.poll() is None:
         kept = len(list((workdir / "checkpoints").glob("*")))
         with contextlib.suppress(psutil.Error):
             seen.append((_lines(workdir), watched.memory_info().rss, watched.num_fds(), kept))
         time.sleep(0.01)
-    _, errors = process.communicate(timeout=PATIENCE)
+    _, errors = ended.result()
+    reader.shutdown()
     if process.returncode:
         yield f"ended with code {process.returncode}: {errors[-300:]}"
         return

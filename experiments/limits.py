@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from provenance import RESULTS, provenance
+from provenance import RESULTS, provenance, store
 
-from mnist_flax import inference, model, train
+from mnist_flax import determinism, devices, inference, model, train
 from mnist_flax.config import PRESETS, Config
 from mnist_flax.data import load_dataset
 from mnist_flax.spread import spread
@@ -52,11 +52,8 @@ def main() -> None:
     )
     dataset = load_dataset(options.dataset)
     arrays = jax.device_put((dataset.train, dataset.test))
-    device = jax.devices()[0]
     result = provenance() | {
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "device_kind": device.device_kind,
+        "environment": determinism.environment(),
         "precision": options.precision,
         "batch_size": options.batch_size,
         "dataset": options.dataset,
@@ -72,9 +69,7 @@ def main() -> None:
     fastest = max(budget["images_per_second"] for budget in result["budgets"])
     result["machine_limits"] = compare(config, fastest)
     print(json.dumps(result["machine_limits"], indent=2))
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"limits_{result['backend']}_{options.precision}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    store(f"limits_{jax.default_backend()}_{options.precision}", result, options.output)
 
 
 def train_seeds(config: Config, arrays: Any, seeds: int) -> dict[str, Any]:
@@ -118,7 +113,7 @@ def train_seeds(config: Config, arrays: Any, seeds: int) -> dict[str, Any]:
 
 def compare(config: Config, images_per_second: float) -> dict[str, Any]:
     """The step's arithmetic and memory traffic against the device's measured best."""
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = devices.on_cpu()
     # A batch that is not divided, so that no loop hides what is counted.
     batch = min(config.batch_size, train.CPU_MICRO_BATCH) if on_cpu else config.batch_size
     counted = step_costs(dataclasses.replace(config, batch_size=batch))

@@ -53,7 +53,7 @@ def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
     """A training on all devices: what it communicates, and its losses [seeds] of each step."""
     import jax
 
-    from mnist_flax import devices, processes
+    from mnist_flax import determinism, devices, processes
     from mnist_flax.config import Config
     from mnist_flax.data import load_dataset
     from mnist_flax.programs import compile_programs
@@ -72,6 +72,7 @@ def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
     return {
         "devices": jax.device_count(),
         "processes": jax.process_count(),
+        "environment": determinism.environment(),
         "mesh": dict(devices.device_mesh(num_seeds).shape),
         "config": dataclasses.asdict(config),
         "gradient_bytes": parameters,
@@ -146,7 +147,10 @@ def main() -> None:
             f"{row['mesh']['seed']} x {row['mesh']['data']} | {row['gradient_bytes']:,} B | "
             f"{told:,} B | {row['largest_loss_difference']:.1e} |"
         )
-    print(store("scaling", provenance() | {"steps": STEPS, "rows": rows}, options.output))
+    # The first row's, which is of one device; the number of devices stands in each.
+    (environment, *_) = [row.pop("environment") for row in rows]
+    result = {"environment": environment, "steps": STEPS, "rows": rows}
+    print(store("scaling", provenance() | result, options.output))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ class Checkpoints:
         response.result()
         if processes.is_first():
             sums.seal(self.folder / str(step))
+            workdir.note_saved(self.folder.parent)
             (self.folder / SAVING).unlink()
         metrics: dict[int, Any] = {saved.step: saved.metrics for saved in self._orbax.checkpoints}
         scored = [step for step in metrics if metrics[step]]
@@ -153,6 +154,9 @@ class Checkpoints:
                 self._delete(old)
 
     def _delete(self, step: int) -> None:
+        if processes.is_first():
+            # What is left if this process is killed is then known not to be damage.
+            (self.folder / str(step) / sums.NAME).unlink(missing_ok=True)
         self._orbax.delete(step)
 
     def _wait(self) -> None:
@@ -181,12 +185,13 @@ def _clean(folder: Path, keep: int, log: Callable[[str], None]) -> None:
     if damaged and not intact:
         told = "; ".join(f"{path.name}: {problems[path]}" for path in damaged)
         raise UserError(
-            f"no checkpoint in {folder} is intact ({told}); remove that folder to start over, or "
-            "use another --workdir"
+            f"no checkpoint in {folder} is intact ({told}); remove {folder.parent} to start over, "
+            "or use another --workdir"
         )
     for path in damaged:
-        if (problems[path] or "").endswith("is missing") and path in found[:-keep]:
+        if not (path / sums.NAME).exists() and path in found[:-keep]:
             shutil.rmtree(path)
+            log(f"checkpoint {path.name} was being deleted, and is gone now")
         else:
             aside = workdir.set_aside(path)
             log(f"checkpoint {path.name} is damaged: {problems[path]}; it is set aside as {aside}")
@@ -220,22 +225,22 @@ def load_params(folder: Path, which: str = "latest") -> tuple[int, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: nothing has been trained there")
     _quiet()
-    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
-        step = _choose(checkpointer, folder, which)
-        problem = sums.damage(folder / str(step))
-        if problem:
-            raise UserError(f"checkpoint {step} in {folder} is damaged: {problem}")
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        try:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+            step = _choose(checkpointer, folder, which)
+            problem = sums.damage(folder / str(step))
+            if problem:
+                raise UserError(f"checkpoint {step} in {folder} is damaged: {problem}")
             saved = checkpointer.metadata(step).metadata
             abstract = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved
             )
             return step, checkpointer.load(step, abstract)["params"]
-        except FAULTS as error:
-            raise UserError(
-                f"checkpoint {step} in {folder} cannot be read ({_reason(error)})"
-            ) from error
+    except FAULTS as error:
+        raise UserError(
+            f"the {which} checkpoint in {folder} cannot be read ({_reason(error)})"
+        ) from error
 
 
 def _choose(checkpointer: ocp.training.Checkpointer, folder: Path, which: str) -> int:

@@ -22,6 +22,7 @@ from mnist_flax.config import UserError
 from mnist_flax.determinism import processor_fingerprint
 
 Options = TypeVar("Options")
+Value = TypeVar("Value")
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
@@ -101,6 +102,31 @@ def parse(
     return _usable_paths(options)
 
 
+def required(value: Value | None, missing: str) -> Value:
+    """An option that has no default.
+
+    Raises:
+      UserError: it was not given.
+    """
+    if value is None:
+        raise UserError(missing)
+    return value
+
+
+def trained_workdir(given: Path | None) -> Path:
+    """The workdir of a command that asks a trained run.
+
+    Raises:
+      UserError: it was not given.
+    """
+    return required(given, "--workdir is missing: the folder of a trained run")
+
+
+def say(line: str) -> None:
+    """Tells what is not the result."""
+    print(line, file=sys.stderr)
+
+
 def printable(text: str) -> str:
     """In one line, with what would steer the terminal, or is not UTF-8, spelled out."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
@@ -118,10 +144,13 @@ def path_from_environment(name: str) -> Path | None:
     return Path(os.environ[name]) if os.environ.get(name) else None
 
 
-def keep_compiled_programs() -> None:
-    """Lets JAX keep what it compiles, where no other place is set, under `~/.cache`."""
+def keep_compiled_programs(keep: bool = True) -> None:
+    """Lets JAX keep what it compiles, where no other place is set, under `~/.cache`; or not."""
     import jax
 
+    jax.config.update("jax_enable_compilation_cache", keep)
+    if not keep:
+        return
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         # JAX's key knows nothing of the processor, yet a home may be shared.

@@ -75,8 +75,7 @@ def compare_runs(
     names = [run.config.dataset for run in runs]
     if names[0] != names[1]:
         raise UserError(f"{a} is of {names[0]}, {b} of {names[1]}: nothing to compare")
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    images, labels = load_dataset(names[0], data_dir, manual_dir, log=say).test
+    images, labels = load_dataset(names[0], data_dir, manual_dir, log=command.say).test
     seeds = [run.seeds for run in runs]
     shared = sorted(set(seeds[0]) & set(seeds[1]))
     paired = len(shared) > 1

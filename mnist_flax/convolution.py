@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mnist_flax import devices
+
 # Winograd's F(tile, 3): `tile` outputs of a 3-tap filter from `tile + 2` products instead of
 # 3 * tile, as `outputs @ ((taps @ filter) * (inputs @ data))`. Lavin and Gray, "Fast
 # Algorithms for Convolutional Neural Networks", https://arxiv.org/abs/1509.09308.
@@ -53,7 +55,7 @@ PooledConvolution = Callable[[jax.Array, jax.Array], jax.Array]
 
 def pooled_convolution() -> PooledConvolution:
     """The one that is fast on this backend."""
-    return cpu_pooled_convolution if jax.default_backend() == "cpu" else lax_pooled_convolution
+    return cpu_pooled_convolution if devices.on_cpu() else lax_pooled_convolution
 
 
 def lax_pooled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:

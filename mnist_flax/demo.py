@@ -56,14 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action(argv: Sequence[str]) -> int:
         options = command.parse(Options, PROG, argv)
-        if options.workdir is None:
-            raise UserError("--workdir is missing: the folder of a trained run")
+        folder = command.trained_workdir(options.workdir)
         if not 1 <= options.port <= 65_535:
             raise UserError(f"--port must be from 1 to 65,535, but is {options.port}")
         from mnist_flax import load
 
         keep_compiled_programs()
-        serve(load(options.workdir, options.checkpoint, options.seed_index), options.port)
+        serve(load(folder, options.checkpoint, options.seed_index), options.port)
         return 0
 
     return command.run_command(action, argv, interrupted="stopped")

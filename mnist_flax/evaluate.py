@@ -76,14 +76,12 @@ def evaluate_run(options: Options) -> dict[str, Any]:
     Raises:
       UserError: something that the user can mend.
     """
-    if options.workdir is None:
-        raise UserError("--workdir is missing: the folder of a trained run")
+    folder = command.trained_workdir(options.workdir).absolute()
     from mnist_flax.data import load_dataset
     from mnist_flax.metrics import assess, right_share
     from mnist_flax.trained import load_trained
 
     command.keep_compiled_programs()
-    folder = options.workdir.absolute()
     trained = load_trained(folder, options.checkpoint)
     if not options.no_report:
         workdir.refuse_links(folder)
@@ -93,8 +91,7 @@ def evaluate_run(options: Options) -> dict[str, Any]:
     name = own if options.dataset == "as trained" else options.dataset
     if options.split == "validation" and not fraction:
         raise UserError(f"{folder} was trained without --validation-fraction: nothing is held out")
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    dataset = load_dataset(name, options.data_dir, options.manual_dir, fraction, say)
+    dataset = load_dataset(name, options.data_dir, options.manual_dir, fraction, command.say)
     images, labels = getattr(dataset, options.split)
     held_out = None
     if fraction and name == own and options.split != "validation":
@@ -113,7 +110,7 @@ def evaluate_run(options: Options) -> dict[str, Any]:
     if options.mnist_c:
         from mnist_flax.mnist_c import load_mnist_c
 
-        corrupted = load_mnist_c(options.data_dir, options.manual_dir, say)
+        corrupted = load_mnist_c(options.data_dir, options.manual_dir, command.say)
         evaluation["mnist_c"] = {
             kind: right_share(trained.logits(images), labels)
             for kind, (images, labels) in corrupted.items()
@@ -132,7 +129,13 @@ def _write_report(
     summary = workdir.read_summary(folder / workdir.SUMMARY) or {}
     config = workdir.read_json(folder / workdir.CONFIG)
     pictures = report.draw(trained, images, labels, metrics, evaluation)
-    report.write_report(folder / workdir.REPORT, config, metrics, summary, evaluation, pictures)
+    try:
+        report.write_report(folder / workdir.REPORT, config, metrics, summary, evaluation, pictures)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder / workdir.REPORT}: {error.strerror or error}; --no-report "
+            "evaluates without writing"
+        ) from error
 
 
 def describe(evaluation: dict[str, Any]) -> str:

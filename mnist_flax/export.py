@@ -92,18 +92,15 @@ def export_run(options: Options) -> dict[str, Any]:
     Raises:
       UserError: something that the user can mend.
     """
-    if options.workdir is None:
-        raise UserError("--workdir is missing: the folder of a trained run")
-    if options.output is None:
-        raise UserError("--output is missing: the file to write")
+    folder = command.trained_workdir(options.workdir)
+    output = command.required(options.output, "--output is missing: the file to write").absolute()
     from mnist_flax import load
     from mnist_flax.formats import FORMATS
 
     keep_compiled_programs()
-    trained = load(options.workdir, options.checkpoint, options.seed_index)
+    trained = load(folder, options.checkpoint, options.seed_index)
     name, images, labels = _test_images(trained.config.dataset, options)
     make, read = FORMATS[options.format]
-    output = options.output.absolute()
     content, expected = make(trained), trained.probabilities(images)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -194,11 +191,10 @@ def _test_images(name: str, options: Options) -> tuple[str, np.ndarray, np.ndarr
     from mnist_flax.data import load_dataset
     from mnist_flax.download import DataUnavailable
 
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     try:
-        dataset = load_dataset(name, options.data_dir, options.manual_dir, log=say)
+        dataset = load_dataset(name, options.data_dir, options.manual_dir, log=command.say)
     except DataUnavailable as error:
-        say(f"{error}; checking on scikit-learn's digits instead")
+        command.say(f"{error}; checking on scikit-learn's digits instead")
         dataset = load_dataset("digits")
     return dataset.name, *dataset.test
 

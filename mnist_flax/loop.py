@@ -102,6 +102,7 @@ def _train_epoch(run: Run, state: TrainState, epoch: int, meter: Meter, bar: Any
 def _heed_signals(run: Run, state: TrainState) -> None:
     signum = first_signal(run)
     if signum:
+        _require_finite(run, state)
         run.checkpoints.save(step_of(state), state)
         raise Stopped(signum, step_of(state))
 
@@ -118,8 +119,7 @@ def _end_epoch(run: Run, state: TrainState, meter: Meter) -> None:
     last = epoch == config.epochs
     train_loss = _each_loss(state) / config.train_examples
     _require("training loss", train_loss, train_loss < HOPELESS, step, run)
-    largest = _largest(state, config.num_seeds)
-    _require("largest number in the state", largest, np.isfinite(largest), step, run)
+    _require_finite(run, state)
     line: dict[str, Any] | None = None
     if last or epoch % config.eval_every == 0:
         scores = run.programs.evaluate(state)
@@ -167,6 +167,12 @@ def _largest(state: TrainState, num_seeds: int) -> np.ndarray:
         for leaf in jax.tree.leaves(processes.to_host((state.params, state.opt_state)))
     ]
     return np.max(leaves, axis=0)
+
+
+def _require_finite(run: Run, state: TrainState) -> None:
+    """Stops a training before what is not finite would be saved."""
+    largest = _largest(state, run.config.num_seeds)
+    _require("largest number in the state", largest, np.isfinite(largest), step_of(state), run)
 
 
 def _require(what: str, values: np.ndarray, good: np.ndarray, step: int, run: Run) -> None:

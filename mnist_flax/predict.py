@@ -132,8 +132,7 @@ def describe(answer: dict[str, Any]) -> str:
 
 
 def _check(options: Options) -> None:
-    if options.workdir is None:
-        raise UserError("--workdir is missing: the folder of a trained run")
+    command.trained_workdir(options.workdir)
     if not options.images:
         raise UserError("no pictures: name some, or a folder of them")
     if not 1 <= options.top_k <= 10:
@@ -144,8 +143,7 @@ def _load(options: Options) -> "Trained":
     from mnist_flax import load
 
     keep_compiled_programs()
-    assert options.workdir is not None
-    return load(options.workdir, options.checkpoint, options.seed_index)
+    return load(command.trained_workdir(options.workdir), options.checkpoint, options.seed_index)
 
 
 def _save(image: Any, folder: Path, path: Path) -> None:

@@ -123,8 +123,7 @@ def _run(options: Options) -> int:
 
     import_seconds = time.perf_counter() - began
     processes.initialize(options.coordinator_address, options.num_processes, options.process_id)
-    if not options.no_compilation_cache:
-        keep_compiled_programs()
+    keep_compiled_programs(not options.no_compilation_cache)
     try:
         summary = experiment.run_experiment(
             config,

@@ -12,7 +12,6 @@ import io
 import logging
 import sys
 import textwrap
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ CACHE_NAME = "mnist_flax_decoded.npz"
 DIGEST_NAME = "mnist_flax_decoded.sha256"
 
 REMOVE = "remove this folder, and the next run prepares it again"
+AGAIN = "once there is room for it, the same command tries again"
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -72,7 +72,8 @@ def _make_cache(
         if not builder.is_prepared():
             if folder.exists():
                 raise UserError(f"{folder} is not whole; {REMOVE}")
-            _prepare(builder, manual_dir, log)
+            with _explaining_damage(folder, "prepared", AGAIN):
+                _prepare(builder, manual_dir, log)
         log(f"reading {name} from {folder} (only this once, about 10 s)")
         with _explaining_damage(folder):
             splits = {split: _decode(builder, split) for split in SPLITS}
@@ -179,15 +180,15 @@ def _decode(builder: Any, split: str) -> Arrays:
 
 
 @contextlib.contextmanager
-def _explaining_damage(folder: Path) -> Iterator[None]:
-    """About damaged files, TFDS, protobuf and array_record raise whatever they please."""
+def _explaining_damage(folder: Path, what: str = "read", hint: str = REMOVE) -> Iterator[None]:
+    """About damaged files or a full disk, TFDS, protobuf and array_record raise what they like."""
     try:
         yield
     except (UserError, OSError):
         raise
     except Exception as error:
         reason = textwrap.shorten(str(error), 200)
-        raise UserError(f"{folder} cannot be read ({reason}); {REMOVE}") from error
+        raise UserError(f"{folder} cannot be {what} ({reason}); {hint}") from error
 
 
 def _downloads(name: str, folder: Path) -> Path:
@@ -217,7 +218,7 @@ def _read_cache(name: str, folder: Path) -> dict[str, Arrays] | None:
     try:
         with (folder / CACHE_NAME).open("rb") as file, np.load(file, allow_pickle=False) as cache:
             splits = {s: (cache[f"{s}_images"], cache[f"{s}_labels"]) for s in SPLITS}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # about damaged files, zipfile and NumPy raise whatever they please
         return None
     return splits if _digest(name, splits) == _read_digest(folder) else None
 

@@ -73,7 +73,7 @@ class Trained:
         By the program that a run evaluates by, and so to the same bits.
         """
         count = len(images)
-        # Filled up, so that any few images use one of eight programs.
+        # Filled up, so that any few images use one of nine programs.
         full = 1 << max(count - 1, 0).bit_length() if count < inference.BATCH else count
         filled = np.concatenate([images, np.zeros((full - count, *images.shape[1:]), np.uint8)])
         logits = np.asarray(self._predict(filled))

@@ -25,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 REPORT = "report"
 LOCK = ".lock"
+SAVED = ".saved"  # there since the first checkpoint was complete
 
 # What each line of the metrics holds, as numbers of one seed or of many.
 FIGURES = (
@@ -78,7 +79,10 @@ def held(workdir: Path) -> Iterator[None]:
         lock.acquire()
         (workdir / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout as error:
-        holder = (workdir / LOCK).read_text() or "another process"
+        holder = ""
+        with contextlib.suppress(OSError):  # it may be gone by now
+            holder = (workdir / LOCK).read_text()
+        holder = holder or "another process"
         raise UserError(f"{workdir} is in use by {holder}; wait for it, or stop it") from error
     except OSError as error:
         raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
@@ -193,11 +197,10 @@ def rewind_metrics(path: Path, config: Config, last_step: int) -> list[dict[str,
             f"{path} is damaged: epoch {min(lacking)} is missing, but there is a checkpoint from "
             "after it; mend that line, or use another --workdir"
         )
-    # The first checkpoint is complete at the latest when the second is begun.
-    if not last_step and found and found[-1]["epoch"] > 2 * config.checkpoint_every:
+    if not last_step and (path.parent / SAVED).exists():
         raise UserError(
-            f"{path} tells of {found[-1]['epoch']} epochs, but all checkpoints are gone; bring "
-            f"them back, remove {path.parent} to start over, or use another --workdir"
+            f"{path.parent} has had checkpoints, but all of them are gone; bring them back, remove "
+            f"{path.parent} to start over, or use another --workdir"
         )
     if path.exists():
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -206,10 +209,19 @@ def rewind_metrics(path: Path, config: Config, last_step: int) -> list[dict[str,
 
 def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """Adds one line, on disk when this returns."""
+    new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(metrics) + "\n")
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        sync(path.parent, below=False)
+
+
+def note_saved(workdir: Path) -> None:
+    """Keeps in mind that a checkpoint is complete, on disk when this returns."""
+    if not (workdir / SAVED).exists():
+        write_text(workdir / SAVED, "")
 
 
 def write_text(path: Path, text: str) -> None:

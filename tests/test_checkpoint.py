@@ -151,9 +151,44 @@ def test_where_none_is_intact_nothing_is_touched(tmp_path, state):
 
 def test_what_was_being_deleted_is_no_damage(tmp_path, state):
     fill(tmp_path, state)
-    (tmp_path / "1" / "state" / "_METADATA").unlink()
-    with Checkpoints(tmp_path, keep=2, log=pytest.fail):
+    told = []
+    (tmp_path / "1" / sums.NAME).unlink()
+    with Checkpoints(tmp_path, keep=2, log=told.append):
         assert kept_steps(tmp_path) == [2, 3]
+    assert told == ["checkpoint 1 was being deleted, and is gone now"]
+
+
+def test_a_deletion_begins_with_the_sums(tmp_path, state, monkeypatch):
+    fill(tmp_path, state)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        monkeypatch.setattr(checkpoints._orbax, "delete", lambda _: None)  # killed before that
+        checkpoints.save(4, state)
+    assert not (tmp_path / "1" / sums.NAME).exists()
+    assert (tmp_path / "1" / "state" / "_METADATA").exists()
+
+
+def test_an_old_one_that_lacks_a_file_is_damaged(tmp_path, state):
+    fill(tmp_path, state)
+    told = []
+    (tmp_path / "1" / "state" / "_METADATA").unlink()  # the best, say
+    with Checkpoints(tmp_path, keep=2, log=told.append) as checkpoints:
+        assert checkpoints.latest == 3
+    assert [line.partition(";")[0] for line in told] == [
+        "checkpoint 1 is damaged: state/_METADATA is missing"
+    ]
+    assert (tmp_path / "1.damaged").is_dir()
+
+
+def test_one_that_cannot_be_read_is_told(tmp_path, state, monkeypatch):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, {"params": state})
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(sums, "_sha256", refuse)
+    with pytest.raises(UserError, match=r"the latest checkpoint in .* cannot be read \(.*denied"):
+        checkpoint.load_params(tmp_path)
 
 
 def test_what_was_being_saved_is_no_damage(tmp_path, state):

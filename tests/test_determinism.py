@@ -1,8 +1,10 @@
 """What bits depend on, and the flag that asks a GPU for the same ones."""
 
 import dataclasses
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +15,11 @@ import pytest
 from mnist_flax import determinism, run, seeds
 from mnist_flax.config import Config, UserError
 from tests.conftest import SMALL, read_metrics, read_summary, without_timing
+from tests.test_faults import EXPERIMENTS
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(EXPERIMENTS)
+    bad_data = importlib.import_module("bad_data")
 
 
 def test_on_cpu_the_flag_changes_no_bit(small_run, tmp_path):
@@ -82,11 +89,26 @@ def test_the_flag_is_part_of_the_config():
     assert run.parse(["--workdir", "w", "--deterministic"]).config.deterministic
 
 
-def test_neither_report_nor_folders_nor_logs_change_a_bit(small_run, tmp_path):
+def test_data_from_another_folder_changes_no_bit(tmp_path):
+    bad_data.write_originals(tmp_path / "manual0", 0)
+    shutil.copytree(tmp_path / "manual0", tmp_path / "manual1")
+    found = set()
+    with bad_data.expecting(tmp_path / "manual0"):
+        for number in range(2):
+            folders = {"workdir": "run", "data-dir": "data", "manual-dir": "manual"}
+            flags = [f"--{flag}={tmp_path / name}{number}" for flag, name in folders.items()]
+            flags += ["--dataset=mnist", "--epochs=2", "--batch-size=128", "--no-report"]
+            assert run.main(flags) == 0
+            found.add(read_summary(tmp_path / f"run{number}")["params_sha256"])
+            assert (tmp_path / f"data{number}" / "mnist").is_dir()
+    assert len(found) == 1
+
+
+def test_neither_report_nor_logs_change_a_bit(small_run, tmp_path):
     folder = tmp_path / "elsewhere" / "run"
     command = [sys.executable, "-m", "mnist_flax.run", "--workdir", str(folder), *SMALL]
     ended = subprocess.run(
-        [*command, "--no-report", "--data-dir", str(tmp_path), "--manual-dir", str(tmp_path)],
+        [*command, "--no-report"],
         env=os.environ | {"JAX_LOG_COMPILES": "1", "PYTHONIOENCODING": "ascii", "TZ": "Asia/Tokyo"},
         capture_output=True,
         check=True,

@@ -22,7 +22,7 @@ from mnist_flax import checkpoint, command, config, train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    *(ROOT / name for name in ("README.md", "experiments/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "experiments/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 CHANGES = ROOT / "docs" / "changing.md"

@@ -25,6 +25,17 @@ def evaluated(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+def test_a_report_that_cannot_be_written_is_told(small_run, tmp_path, capsys):
+    shutil.copytree(small_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "report")
+    (tmp_path / "run" / "report").write_text("mine")
+    assert evaluate.main(["--workdir", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: cannot write to {tmp_path}/run/report: File exists; --no-rep")
+    assert told.count("\n") == 1
+    assert evaluate.main(["--workdir", str(tmp_path / "run"), "--no-report"]) == 0
+
+
 def test_all_who_tell_the_figures_agree(small_run, capsys):
     found = evaluated(capsys, "--workdir", str(small_run), "--no-report")
     summary = read_summary(small_run)

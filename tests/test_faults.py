@@ -24,6 +24,8 @@ def _scripts_can_be_imported(monkeypatch):
 )
 def test_nothing_is_lost(fault, tmp_path):
     row = faults.attempt(fault, fault.few, seed=1)
+    if not row["tries"]:
+        pytest.skip("this system lets nobody mount a disk of their own")
     assert row["lost"] == []
     assert row["survived"] == row["tries"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_flax import command, determinism, run
+from mnist_flax import command, determinism, loop, run
 from mnist_flax.config import PRESETS
 from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
 
@@ -58,6 +58,7 @@ def test_leaves_what_the_contract_says(small_run):
         "checkpoints",
         "tensorboard",
         "report",
+        ".saved",
     }
     config = json.loads((small_run / "config.json").read_text())
     assert config["dataset"] == "digits"
@@ -129,10 +130,13 @@ def test_two_runs_are_bit_identical_and_another_seed_is_not(small_run, tmp_path)
 
 
 def test_a_program_compiled_afresh_gives_the_same_bits(small_run, tmp_path):
-    process = start("--workdir", str(tmp_path), *SMALL, "--no-compilation-cache")
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    arguments = ("--workdir", str(tmp_path / "run"), *SMALL, "--no-compilation-cache")
+    process = start(*arguments, **kept)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert_same_run(tmp_path, small_run)
+    assert_same_run(tmp_path / "run", small_run)
+    assert not (tmp_path / "programs").exists()
 
 
 def test_compiled_programs_are_kept_for_this_kind_of_processor(tmp_path, monkeypatch):
@@ -144,6 +148,19 @@ def test_compiled_programs_are_kept_for_this_kind_of_processor(tmp_path, monkeyp
     folder = Path(used["jax_compilation_cache_dir"])
     assert folder.parent == tmp_path / "mnist_flax"
     assert folder.name == determinism.processor_fingerprint()
+
+
+def test_a_stop_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatch, capsys):
+    arguments = ["--workdir", str(tmp_path), *SMALL, "--no-report"]
+    with monkeypatch.context() as patch:
+        asked = iter((0, 0, 0, 0, signal.SIGTERM))
+        patch.setattr(loop, "PACE_SECONDS", 0.0)  # a step at a time
+        patch.setattr(loop, "first_signal", lambda _: next(asked))
+        assert run.main(arguments) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM, saved at step 5" in capsys.readouterr().err
+    assert run.main(arguments) == 0
+    assert "going on from step 5 of 48" in capsys.readouterr().out
+    assert_same_run(tmp_path, small_run)
 
 
 def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):

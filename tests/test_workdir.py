@@ -148,12 +148,12 @@ def test_a_lost_line_is_noticed(tmp_path, damaged):
 
 def test_where_all_checkpoints_are_gone_nothing_starts_over(tmp_path):
     path = tmp_path / workdir.METRICS
-    for epoch in (1, 2, 3):
-        workdir.append_metrics(path, line(epoch))
-    with pytest.raises(UserError, match="tells of 3 epochs, but all checkpoints are gone"):
+    workdir.append_metrics(path, line(1))
+    workdir.note_saved(tmp_path)
+    with pytest.raises(UserError, match="has had checkpoints, but all of them are gone"):
         workdir.rewind_metrics(path, CONFIG, 0)
-    assert len(workdir.read_metrics(path)) == 3
-    path.write_text(json.dumps(line(1)) + "\n")  # killed before the first checkpoint was complete
+    assert len(workdir.read_metrics(path)) == 1
+    (tmp_path / workdir.SAVED).unlink()  # killed before the first checkpoint was complete
     assert workdir.rewind_metrics(path, CONFIG, 0) == []
 
 
