@@ -30,23 +30,61 @@ CASES = (
     *((seeds, 64, count, 2) for seeds, count in ((1, 2), (1, 4), (2, 4))),
     *((seeds, batch, count, 1) for seeds, batch in ((3, 90), (1, 512)) for count in (1, 2, 4, 8)),
 )
+# What stands in a compiled program's text.
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*?^}", re.MULTILINE | re.DOTALL)
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|"
-    r"collective-broadcast|ragged-all-to-all)(?:-start)?\("
+    r"collective-broadcast|ragged-all-to-all)(-start)?\("
 )
+CALLED = re.compile(r"\b(?:body|to_apply|calls|\w+_computations?)=(\{[^}]*\}|%?[\w.-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 SHAPE = re.compile(r"\b[a-z]+(\d+)\[([\d,]*)\]")
 
 
 def collectives(program: str) -> list[dict[str, Any]]:
-    """Each collective in a compiled program's text, with the bytes of its result on a device."""
-    found = []
-    for shapes, kind in COLLECTIVE.findall(program):
-        sizes = [
-            int(bits) // 8 * int(np.prod([int(n) for n in axes.split(",") if n]))
-            for bits, axes in SHAPE.findall(shapes)
-        ]
-        found.append({"kind": kind, "bytes": sum(sizes)})
-    return found
+    """Each collective of a step in a compiled program's text, with its bytes and how many times.
+
+    The bytes are those of its result on one device. The loop over the steps is the one whose
+    length is not compiled in; a collective in a loop within that one, or around it, comes as
+    many times in each step.
+
+    Raises:
+      ValueError: there are two such loops within each other.
+    """
+    computations = {name: (bool(entry), match) for match, entry, name in _computations(program)}
+    (entry,) = [name for name, (is_entry, _) in computations.items() if is_entry]
+
+    def inside(name: str, times: int, in_steps: bool) -> list[dict[str, Any]]:
+        found = []
+        for line in computations[name][1].splitlines()[1:]:
+            if collective := COLLECTIVE.search(line):
+                found.append(_described(*collective.groups()) | {"times": times})
+            trips, loop = TRIPS.search(line), " while(" in line
+            if loop and not trips and in_steps:
+                raise ValueError(f"{name} has a loop of unknown length within the steps")
+            for names in CALLED.findall(line):
+                for called in re.findall(r"[\w.-]+", names):
+                    found += inside(
+                        called,
+                        times * int(trips[1]) if loop and trips else times,
+                        in_steps or (loop and not trips),
+                    )
+        return found
+
+    return inside(entry, 1, in_steps=False)
+
+
+def _computations(program: str) -> list[tuple[str, str, str]]:
+    return [(match[0], match[1] or "", match[2]) for match in COMPUTATION.finditer(program)]
+
+
+def _described(shapes: str, kind: str, start: str | None) -> dict[str, Any]:
+    sizes = [
+        int(bits) // 8 * int(np.prod([int(n) for n in axes.split(",") if n]))
+        for bits, axes in SHAPE.findall(shapes)
+    ]
+    # Where they only begin, all but all-reduce give what goes in and then what comes out.
+    return {"kind": kind, "bytes": sizes[1] if start and kind != "all-reduce" else sum(sizes)}
 
 
 def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
@@ -140,7 +178,7 @@ def main() -> None:
         row["largest_loss_difference"] = float(
             np.abs(np.subtract(row["losses"], alone["losses"])).max()
         )
-        told = sum(collective["bytes"] for collective in row["collectives_per_step"])
+        told = sum(found["bytes"] * found["times"] for found in row["collectives_per_step"])
         print(
             f"| {row['config']['num_seeds']} | {row['config']['batch_size']} | "
             f"{row['processes']} | {row['devices']} | "

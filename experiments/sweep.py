@@ -212,6 +212,9 @@ def sweep(argv: Sequence[str]) -> int:
 
     print(f"{options.runs}: {done()}", flush=True)
     todo = [run for run in runs if rows[run]["status"] not in FINAL]
+    with_slurm = sum(rows[run]["status"] == "submitted" for run in todo)
+    if with_slurm and not executor:
+        raise UserError(f"{with_slurm} runs are with Slurm; give --slurm again to wait for them")
 
     def begin(run: Run) -> None:
         print(f"begun: {sweep_tables.values(rows[run])}; see {log_of(run)}", flush=True)

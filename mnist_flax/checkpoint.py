@@ -98,6 +98,11 @@ class Checkpoints:
           UserError: the checkpoint cannot be read, or holds something else.
         """
         step = self.latest
+        if processes.largest_of(processes.first_of(step or 0) != (step or 0)):
+            raise UserError(
+                f"the processes see different checkpoints in {self.folder}; it has to be one "
+                "folder for all of them"
+            )
         if step is None:
             return None
         where = f"checkpoint {step} in {self.folder}"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,10 +19,11 @@ SEED, DATA = "seed", "data"
 
 def device_mesh(num_seeds: int) -> Mesh:
     """All devices; first they share the seeds, which need not talk, and then each batch."""
-    devices = jax.devices()
+    # Not by `jax.make_mesh`, which refuses several GPU nodes without NVLink between them, and
+    # shapes that do not suit a TPU's torus. One small message a step needs no such care.
+    devices = np.array(jax.devices())
     seeds = math.gcd(num_seeds, len(devices))
-    shape = (seeds, len(devices) // seeds)
-    return jax.make_mesh(shape, (SEED, DATA), (AxisType.Auto, AxisType.Auto), devices=devices)
+    return Mesh(devices.reshape((seeds, -1)), (SEED, DATA), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -24,9 +24,13 @@ from mnist_flax.config import UserError
 # A process that has not been heard of for so long is taken for dead, and JAX ends the others.
 HEARTBEAT_SECONDS = 30
 
-# How an error of the network between processes begins: with one of these states.
+# How an error of the network between processes begins: with one of these states, of which the
+# latter may also be a fault of a kernel or of the compiler.
 TRANSPORT = re.compile(
-    "(UNAVAILABLE|DEADLINE_EXCEEDED|UNKNOWN|ABORTED|CANCELLED|INTERNAL|FAILED_PRECONDITION): "
+    "(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): |"
+    "(UNKNOWN|INTERNAL|FAILED_PRECONDITION): (?=.*(gloo|nccl|coordinat|heartbeat|barrier|connect|"
+    "peer|socket|remote))",
+    re.IGNORECASE | re.DOTALL,
 )
 
 # How long processes wait at the start for those that are still missing.
@@ -60,9 +64,10 @@ def initialize(
       UserError: the arguments are not valid, or the others cannot be joined.
     """
     given = (coordinator_address, num_processes, process_id)
-    if given == (None, 1, None) or (given == (None,) * 3 and not _started_together()):
+    to_be_found, launched = given == (None,) * 3, _launched_together()
+    if given == (None, 1, None) or (to_be_found and not launched and not _may_be_in_a_slice()):
         return
-    if given != (None,) * 3:
+    if not to_be_found:
         _check(*given)
     # It would take SIGTERM away from us.
     jax.config.update("jax_enable_preemption_service", False)
@@ -72,12 +77,14 @@ def initialize(
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except (ValueError, RuntimeError) as error:
-        if given == (None,) * 3 and "should be defined" in str(error):
-            return  # a TPU of a single host, say
+    except (ValueError, RuntimeError, OSError) as error:
+        none_found = "should be defined" in str(error) or isinstance(error, OSError)
+        if to_be_found and none_found and not launched:
+            return  # a TPU of a single host
         raise UserError(
-            f"cannot join the other processes: {' '.join(str(error).split())[:200]}; "
-            "--num-processes 1 runs this one alone"
+            f"cannot join the other processes: {' '.join(str(error).split())[:200]}; name them by "
+            "--coordinator-address, --num-processes and --process-id, or run this one alone by "
+            "--num-processes 1"
         ) from error
 
 
@@ -92,20 +99,24 @@ def _check(address: str | None, count: int | None, number: int | None) -> None:
         )
 
 
-def _started_together() -> bool:
-    """Whether JAX may find other processes; looking for them may take seconds, or go wrong."""
+def _launched_together() -> bool:
+    """Whether Slurm, Open MPI or GKE says that this is one of several processes."""
 
     def number(name: str) -> int:
         text = os.environ.get(name, "")
         return int(text) if text.isdecimal() else 1
 
-    accelerators = [*Path("/dev").glob("accel0"), *Path("/dev/vfio").glob("[0-9]")]
-    return bool(
+    return (
         ("SLURM_STEP_NODELIST" in os.environ and number("SLURM_NTASKS") > 1)
         or number("OMPI_COMM_WORLD_SIZE") > 1
         or {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
-        or (accelerators and importlib.util.find_spec("libtpu"))
     )
+
+
+def _may_be_in_a_slice() -> bool:
+    """Whether there is a TPU; asking for its slice takes seconds elsewhere."""
+    accelerators = [*Path("/dev").glob("accel0"), *Path("/dev/vfio").glob("[0-9]")]
+    return bool(accelerators and importlib.util.find_spec("libtpu"))
 
 
 def several() -> bool:

@@ -5,6 +5,7 @@ before. Imports nothing heavy before it is needed.
 """
 
 import dataclasses
+import os
 import sys
 import time
 import traceback
@@ -115,7 +116,7 @@ def _run(options: Options) -> int:
     config = workdir.settle_config(folder, options.config)
     summary = workdir.read_summary(folder / workdir.SUMMARY)
     if summary is not None:
-        if not options.process_id:
+        if not _rank(options):
             _log(f"{folder} holds this run, finished already: {_result(summary)}")
         return 0
     began = time.perf_counter()
@@ -153,6 +154,13 @@ def _run(options: Options) -> int:
     if processes.is_first():
         _log(f"{_result(summary)}; see {folder / told}")
     return 0
+
+
+def _rank(options: Options) -> int:
+    """Which process this is, before it has joined the others."""
+    names = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
+    found = [number for name in names if (number := os.environ.get(name, "")).isdecimal()]
+    return options.process_id or int(found[0] if found else 0)
 
 
 def _result(summary: dict[str, Any]) -> str:

@@ -175,8 +175,9 @@ def _summed_gradients(
     size = math.ceil(part / count)
 
     def split(x: jax.Array) -> jax.Array:
-        fill = [(0, parts * count * size - batch_size)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, fill).reshape((parts * count, size, *x.shape[1:]))
+        # Each part is filled up by itself, so that no image moves to another device.
+        by_part = _filled(x, parts * part, 0).reshape((parts, part, *x.shape[1:]))
+        return _filled(by_part, count * size, 1).reshape((parts * count, size, *x.shape[1:]))
 
     def of_part(params: model.Params, *micro_batches: jax.Array) -> tuple[jax.Array, model.Params]:
         if count == 1:
@@ -189,3 +190,8 @@ def _summed_gradients(
         return lax.scan(add, zeros, micro_batches)[0]
 
     return devices.summed_over_parts(of_part, params, split(images), split(labels), split(weights))
+
+
+def _filled(x: jax.Array, size: int, axis: int) -> jax.Array:
+    """With zeros at the end of an axis, which then has that size."""
+    return jnp.pad(x, [(0, size - x.shape[i] if i == axis else 0) for i in range(x.ndim)])

@@ -27,6 +27,7 @@ import pytest
 from mnist_flax import run
 from mnist_flax.config import Config
 from mnist_flax.data import Dataset, load_dataset
+from tests.installed import clean, source, wheel  # noqa: F401  (fixtures)
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

@@ -4,6 +4,7 @@ import functools
 import importlib
 import signal
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -27,17 +28,34 @@ def test_one_device_shares_nothing():
 
 
 def test_collectives_are_found_in_a_program():
-    text = """
-  %all-reduce.1 = (f32[64]{0}, /*index=1*/f32[3,3,1,64]{3,2,1,0}, f32[]) all-reduce(%a, %b, %c)
+    text = """HloModule jit_alone, entry_computation_layout={()->f32[]}
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%micro_batch (p: (s32[], f32[4])) -> (s32[], f32[4]) {
   %x = bf16[2,8]{1,0} all-gather(%d), dimensions={1}
-  %y = u8[16]{0} collective-permute-start(%e)
-  %z = f32[4]{0} add(%all-reduce.1, %x)
+}
+
+%step (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %w.2 = (s32[]) while(%t), condition=%c, body=%micro_batch, backend_config={LOOP}
+  %r = (f32[64]{0}, /*index=1*/f32[3,3,1,64]{3,2,1,0}, f32[]) all-reduce(%a, %b), to_apply=%add
+}
+
+ENTRY %main (p: f32[]) -> f32[] {
+  %y = (u8[16]{0}, u8[32]{0}, u32[], u32[]) collective-permute-start(%e)
+  %w.1 = (s32[]) while(%t), condition=%c, body=%step
+  ROOT %z = f32[4]{0} add(%all-reduce.1, %x)
+}
 """
-    assert scaling.collectives(text) == [
-        {"kind": "all-reduce", "bytes": 4 * (64 + 576 + 1)},
-        {"kind": "all-gather", "bytes": 32},
-        {"kind": "collective-permute", "bytes": 16},
+    assert scaling.collectives(text.replace("LOOP", '"known_trip_count":{"n":"3"}')) == [
+        {"kind": "collective-permute", "bytes": 32, "times": 1},
+        {"kind": "all-gather", "bytes": 32, "times": 3},
+        {"kind": "all-reduce", "bytes": 4 * (64 + 576 + 1), "times": 1},
     ]
+    with pytest.raises(ValueError, match="unknown length within the steps"):
+        scaling.collectives(text.replace("LOOP", ""))
 
 
 simulated = functools.cache(scaling.simulated)
@@ -73,9 +91,28 @@ def test_four_devices_train_as_one_and_tell_each_other_the_gradient(
     if mesh["data"] == 1:
         assert told == []
     else:
-        # Besides the gradient, the loss and how many images there were.
-        assert [collective["kind"] for collective in told] == ["all-reduce"]
-        assert 0 <= told[0]["bytes"] - four["gradient_bytes"] <= 8
+        assert_only_the_gradient(four, num_seeds // mesh["seed"])
+
+
+def assert_only_the_gradient(measured, networks):
+    (told,) = measured["collectives_per_step"]
+    assert (told["kind"], told["times"]) == ("all-reduce", networks)
+    # And the loss, and how many images there were.
+    assert 0 <= told["bytes"] - measured["gradient_bytes"] <= 8
+
+
+@pytest.mark.slow
+def test_micro_batches_are_summed_before_devices_tell_each_other():
+    assert_only_the_gradient(simulated(1, 512, 4), 1)  # in two, of 64, on each
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_nodes_without_a_link_between_them_are_one_mesh(monkeypatch, nodes):
+    """Each is a slice of its own then."""
+    found = [SimpleNamespace(id=i, slice_index=i * nodes // 8, platform="gpu") for i in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: found)
+    monkeypatch.setattr(devices, "Mesh", lambda array, names, axis_types: array)
+    assert [[x.id for x in row] for row in devices.device_mesh(6)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 ONE_EPOCH = ("--dataset", "mnist", "--preset", "quick", "--no-report")

@@ -1,5 +1,6 @@
 """The notebook for Colab: as a whole, its installation, its pad, and what is stored of it."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -44,17 +45,26 @@ def run_cells(notebook, tag, names):
 
 
 @pytest.mark.slow
-def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
-    """Outside Colab, with other settings in the way that papermill gives them."""
+def test_it_runs_from_top_to_bottom(notebook, clean, tmp_path, monkeypatch):
+    """Outside Colab and the checkout, with other settings in the way that papermill gives them."""
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
+    kernel = {"display_name": "clean", "language": "python"}
+    kernel["argv"] = [str(clean / "bin/python"), "-m", "ipykernel_launcher", "-f"]
+    kernel["argv"] += ["{connection_file}"]
+    (tmp_path / "jupyter/kernels/clean").mkdir(parents=True)
+    (tmp_path / "jupyter/kernels/clean/kernel.json").write_text(json.dumps(kernel))
+    where_from = "import mnist_flax; print(mnist_flax.__file__)"
+    notebook.cells.append(nbformat.v4.new_code_cell(where_from))
     (place,) = tagged(notebook, "parameters")
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL))
     where = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
+    settings = {"timeout": 600, "kernel_name": "clean", "resources": where}
+    nbclient.NotebookClient(notebook, **settings).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     said = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "mnist_flax is installed already" in said
+    assert said.splitlines()[-1].startswith(str(clean))
     assert said.count("epoch 1/2") == said.count("epoch 2/2") == 2
     assert "stopped by SIGINT, saved at step 23\ngoing on from step 23 of 46" in said
     assert said.count("finished already") == 1

@@ -5,11 +5,13 @@ import json
 import re
 import signal
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from mnist_flax import processes
+from mnist_flax import experiment, processes
+from mnist_flax.checkpoint import Checkpoints
 from mnist_flax.config import UserError
 from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
 from tests.test_faults import EXPERIMENTS
@@ -58,9 +60,9 @@ def wait_for_lines(workdir, count, *pair):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The workdir of a finished run of two processes, and how they ended."""
+    """The workdir of a finished run of two processes, with a report, and how they ended."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    return workdir, ended(two(workdir, *ARGUMENTS))
+    return workdir, ended(two(workdir, *SMALL))
 
 
 def assert_as_undisturbed(workdir, undisturbed):
@@ -85,6 +87,8 @@ def test_two_processes_train_as_one(undisturbed, small_run):
     assert abs(ours[0]["test_accuracy"] - theirs[0]["test_accuracy"]) < 0.002
     environment = read_summary(workdir)["environment"]
     assert (environment["device_count"], environment["process_count"]) == (2, 2)
+    report = (workdir / "report" / "index.html").read_text()
+    assert f"{read_summary(workdir)['test_accuracy']:.2%}" in report
 
 
 @pytest.mark.slow
@@ -120,17 +124,22 @@ def test_one_that_dies_ends_the_other_and_the_restart_goes_on(undisturbed, tmp_p
 
 
 @pytest.mark.slow
-def test_what_two_began_one_may_finish(tmp_path, small_run):
+def test_what_two_began_one_goes_on_with_and_two_finish(tmp_path, small_run):
     arguments = (*ARGUMENTS, "--num-seeds", "2")
     pair = two(tmp_path, *arguments)
-    wait_for_lines(tmp_path, 2, *pair)
+    wait_for_lines(tmp_path, 1, *pair)
     pair[0].send_signal(signal.SIGTERM)
     assert [end[0] for end in ended(pair)] == [143, 143]
     process = start("--workdir", str(tmp_path), *arguments)
+    wait_for_lines(tmp_path, len(read_metrics(tmp_path)) + 1, process)
+    process.send_signal(signal.SIGTERM)
     output, errors = process.communicate()
-    assert (process.returncode, errors) == (0, "")
+    assert process.returncode == 143, errors
     assert "device_count was 2, now 1" in output
     assert "going on from step" in output
+    ends = ended(two(tmp_path, *arguments))
+    assert [end[0] for end in ends] == [0, 0]
+    assert "going on from step" in ends[0][1]
     accuracies = read_summary(tmp_path)["test_accuracy"]["per_seed"]
     assert abs(accuracies[0] - read_summary(small_run)["test_accuracy"]) < 0.03
 
@@ -189,13 +198,56 @@ TOGETHER = (
 def test_processes_that_were_started_together_are_joined(monkeypatch, environment, together):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: joined.append(given))
+    joined, limits = [], {}
+
+    def join(*given, **named):
+        joined.append(given)
+        limits.update(named)
+
+    monkeypatch.setattr(jax.distributed, "initialize", join)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     processes.initialize()
     assert joined == ([(None, None, None)] if together else [])
+    if together:
+        assert limits == {"initialization_timeout": 300, "heartbeat_timeout_seconds": 30}
     processes.initialize(num_processes=1)
     assert len(joined) == together
+
+
+def test_others_that_cannot_be_found_are_told(tmp_path):
+    """Open MPI 5 does not say where they are."""
+    process = start("--workdir", str(tmp_path / "run"), *ARGUMENTS, OMPI_COMM_WORLD_SIZE="2")
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (2, "")
+    assert errors.startswith("error: cannot join the other processes: ")
+    assert "name them by --coordinator-address, --num-processes and --process-id" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_others_wait_until_the_first_has_prepared_the_data(monkeypatch, config):
+    events = []
+
+    def first_has_done(_):
+        events.append("prepared by the first")
+        return "digits"
+
+    def load(name, *_):
+        events.append(f"{name} loaded")
+        return SimpleNamespace(name=name)
+
+    monkeypatch.setattr(processes, "on_first", first_has_done)
+    monkeypatch.setattr(experiment, "load_dataset", load)
+    experiment._load(config, None, None, print)
+    assert events == ["prepared by the first", "digits loaded"]
+
+
+def test_another_checkpoint_than_the_others_is_refused(monkeypatch, tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(3, {"a": jax.numpy.arange(2)})
+        monkeypatch.setattr(processes, "first_of", lambda _: 5)
+        with pytest.raises(UserError, match="has to be one folder for all of them"):
+            checkpoints.restore({"a": jax.numpy.arange(2)})
 
 
 def test_one_process_has_nothing_to_agree_on():
@@ -220,6 +272,7 @@ def test_loss_is_told_from_other_errors(monkeypatch):
         "OUT_OF_RANGE: Failed writing: File too large [os_error_code='27']",
         "UNKNOWN: Error writing [tensorstore_spec='{}']",
         "RESOURCE_EXHAUSTED: Out of memory",
+        "INTERNAL: Autotuning failed for HLO: cuDNN graph",
     ):
         with pytest.raises(ValueError, match=re.escape(text)), processes.noticing_loss():
             raise ValueError(text)
