@@ -49,9 +49,8 @@ def test_it_runs_from_top_to_bottom(notebook, clean, tmp_path, monkeypatch):
     """Outside Colab and the checkout, with other settings in the way that papermill gives them."""
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
-    kernel = {"display_name": "clean", "language": "python"}
-    kernel["argv"] = [str(clean / "bin/python"), "-m", "ipykernel_launcher", "-f"]
-    kernel["argv"] += ["{connection_file}"]
+    argv = [str(clean / "bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel = {"display_name": "clean", "language": "python", "argv": argv}
     (tmp_path / "jupyter/kernels/clean").mkdir(parents=True)
     (tmp_path / "jupyter/kernels/clean/kernel.json").write_text(json.dumps(kernel))
     where_from = "import mnist_flax; print(mnist_flax.__file__)"
