@@ -122,20 +122,30 @@ def test_a_second_visitor_and_garbage_are_answered(page_of_demo, tmp_path):
     for page in (first, second):
         page.goto(address)
     for page in (second, first):
-        page.get_by_role("tab", name="Upload").click()
-        page.set_input_files("input[type=file] >> nth=-1", tmp_path / "seven.png")
-        page.wait_for_selector("h1", timeout=30_000)
+        upload(page, tmp_path / "seven.png")
+        page.wait_for_selector("h1", timeout=60_000)
     second.close()
     first.goto(address)
-    first.get_by_role("tab", name="Upload").click()
-    first.set_input_files("input[type=file] >> nth=-1", tmp_path / "text.png")
-    first.wait_for_selector("text=not a picture", timeout=30_000)
+    upload(first, tmp_path / "text.png")
+    first.wait_for_selector("text=not a picture", timeout=60_000)
+
+
+def wait_until_it_listens(page):
+    """What is done to a page before that is lost."""
+    page.wait_for_selector("canvas", timeout=60_000)
+    page.wait_for_timeout(2_000)
+
+
+def upload(page, path):
+    wait_until_it_listens(page)
+    page.get_by_role("tab", name="Upload").click()
+    page.wait_for_selector("[role=tab][aria-selected=true]:has-text('Upload')")
+    page.set_input_files("input[type=file] >> nth=-1", path)
 
 
 def draw(page, points):
     """Draws with the mouse on the white square of the sketchpad."""
-    page.wait_for_selector("canvas", timeout=60_000)
-    page.wait_for_timeout(2_000)
+    wait_until_it_listens(page)
     box = page.locator("canvas").first.bounding_box()
     side = 288  # pixels: the drawing surface, zoomed to fit
     left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
