@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bad_data
+from bad_network import NEVER
 from interruptions import DIGITS, PATIENCE, baseline, difference, train
 from trials import Fault, Outcome, complaint
 
@@ -123,14 +124,7 @@ def _full(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
         copy, size = folder / f"full{number}", f"{rng.randrange(40, 4000)}k"
         told.unlink(missing_ok=True)
         paths = {"DISK": str(disk), "TOLD": str(told), "COPY": str(copy), "SIZE": size}
-        ended = subprocess.run(
-            ["unshare", "-rm", "sh", "-c", script, "sh", *command],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            env=os.environ | paths,
-            check=False,
-        )
+        ended = _on_its_own_disk(script, command, paths)
         if ended.returncode not in (0, 2):
             yield f"{size}: code {ended.returncode}: {ended.stderr[-300:]}"
             continue
@@ -159,22 +153,28 @@ def _full_while_preparing(folder: Path, tries: int, seed: int) -> Iterator[Outco
     script = (
         'mount -t tmpfs -o "size=$SIZE" tmpfs "$DISK" || exit 99\n'
         '"$@" "$DISK" || exit 98\n'
-        'mount -o remount,size=100m "$DISK"; "$@" "nothing may be refused" || exit 97'
+        f'mount -o remount,size=100m "$DISK"; "$@" "{NEVER}" || exit 97'
     )
-    paths = map(str, (disk, folder / "true", original))
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", child, *paths]
+    command = [sys.executable, "-c", child, *map(str, (disk, folder / "true", original))]
     for _ in range(tries):
         size = f"{rng.randrange(4, 600)}k"
-        ended = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            env=os.environ | {"DISK": str(disk), "SIZE": size},
-            check=False,
-        )
+        ended = _on_its_own_disk(script, command, {"DISK": str(disk), "SIZE": size})
         problem = "".join(ended.stdout.split("\n")) or ended.stderr * (ended.returncode > 0)
         yield problem and f"{size}: {problem[-300:]}"
+
+
+def _on_its_own_disk(
+    script: str, command: list[str], variables: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Runs a shell's script, whose arguments are the command, where it may mount what it likes."""
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env=os.environ | variables,
+        check=False,
+    )
 
 
 def _namespaces() -> bool:

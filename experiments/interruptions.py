@@ -21,6 +21,8 @@ import numpy as np
 import psutil
 from trials import Fault, Outcome, command
 
+from mnist_flax.tfds_source import CACHE_NAME
+
 DIGITS = ("--dataset", "digits", "--epochs", "6", "--batch-size", "128")
 EPOCHS = 6
 MNIST = ("--dataset", "mnist", "--preset", "quick", "--batch-size", "512", "--no-report")
@@ -200,7 +202,7 @@ def _killed_preparing(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
         for made in (folder / "data", workdir):
             shutil.rmtree(made, ignore_errors=True)
         alive = _killed_once(wait, workdir, rng, 25, *arguments)
-        return alive and not list((folder / "data").rglob("mnist_flax_decoded.npz"))
+        return alive and not list((folder / "data").rglob(CACHE_NAME))
 
     for number in range(tries):
         workdir = folder / f"killed{number}"

@@ -51,12 +51,13 @@ def collectives(program: str) -> list[dict[str, Any]]:
     Raises:
       ValueError: there are two such loops within each other.
     """
-    computations = {name: (bool(entry), match) for match, entry, name in _computations(program)}
-    (entry,) = [name for name, (is_entry, _) in computations.items() if is_entry]
+    computations = list(COMPUTATION.finditer(program))
+    lines = {found[2]: found[0].splitlines()[1:] for found in computations}
+    (entry,) = [found[2] for found in computations if found[1]]
 
     def inside(name: str, times: int, in_steps: bool) -> list[dict[str, Any]]:
         found = []
-        for line in computations[name][1].splitlines()[1:]:
+        for line in lines[name]:
             if collective := COLLECTIVE.search(line):
                 found.append(_described(*collective.groups()) | {"times": times})
             trips, loop = TRIPS.search(line), " while(" in line
@@ -72,10 +73,6 @@ def collectives(program: str) -> list[dict[str, Any]]:
         return found
 
     return inside(entry, 1, in_steps=False)
-
-
-def _computations(program: str) -> list[tuple[str, str, str]]:
-    return [(match[0], match[1] or "", match[2]) for match in COMPUTATION.finditer(program)]
 
 
 def _described(shapes: str, kind: str, start: str | None) -> dict[str, Any]:
@@ -185,9 +182,9 @@ def main() -> None:
             f"{row['mesh']['seed']} x {row['mesh']['data']} | {row['gradient_bytes']:,} B | "
             f"{told:,} B | {row['largest_loss_difference']:.1e} |"
         )
-    # The first row's, which is of one device; the number of devices stands in each.
-    (environment, *_) = [row.pop("environment") for row in rows]
-    result = {"environment": environment, "steps": STEPS, "rows": rows}
+    # The first one's, which is of one device; the number of devices stands in each row.
+    environments = [row.pop("environment") for row in rows]
+    result = {"environment": environments[0], "steps": STEPS, "rows": rows}
     print(store("scaling", provenance() | result, options.output))
 
 

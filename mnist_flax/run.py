@@ -110,9 +110,8 @@ def _print_model(options: Options) -> int:
 
 
 def _run(options: Options) -> int:
-    if options.workdir is None:
-        raise UserError("--workdir is missing: the folder for all that the run leaves behind")
-    folder = options.workdir.absolute()
+    missing = "--workdir is missing: the folder for all that the run leaves behind"
+    folder = command.required(options.workdir, missing).absolute()
     config = workdir.settle_config(folder, options.config)
     summary = workdir.read_summary(folder / workdir.SUMMARY)
     if summary is not None:
@@ -158,6 +157,8 @@ def _run(options: Options) -> int:
 
 def _rank(options: Options) -> int:
     """Which process this is, before it has joined the others."""
+    if options.num_processes == 1:
+        return 0
     names = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
     found = [number for name in names if (number := os.environ.get(name, "")).isdecimal()]
     return options.process_id or int(found[0] if found else 0)

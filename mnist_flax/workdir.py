@@ -79,10 +79,9 @@ def held(workdir: Path) -> Iterator[None]:
         lock.acquire()
         (workdir / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout as error:
-        holder = ""
+        holder = "another process"
         with contextlib.suppress(OSError):  # it may be gone by now
-            holder = (workdir / LOCK).read_text()
-        holder = holder or "another process"
+            holder = (workdir / LOCK).read_text() or holder
         raise UserError(f"{workdir} is in use by {holder}; wait for it, or stop it") from error
     except OSError as error:
         raise UserError(f"cannot write to {workdir}: {error.strerror}") from error

@@ -12,12 +12,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
 
 import atexit
 import dataclasses
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -31,6 +33,7 @@ from tests.installed import clean, source, wheel  # noqa: F401  (fixtures)
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SMALL = ("--dataset", "digits", "--epochs", "4", "--batch-size", "128")
 
 # A 3, a 7 and a 1, in the coordinates of a drawing surface of 1 x 1.
@@ -95,6 +98,13 @@ def manual_dir() -> Path:
     if not folder:
         pytest.skip("MNIST_FLAX_MANUAL_DIR is not set")
     return Path(folder)
+
+
+def script(name: str) -> ModuleType:
+    """One of the experiments' scripts, as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXPERIMENTS))
+        return importlib.import_module(name)
 
 
 def start(*args: str, **environment: str) -> subprocess.Popen[str]:

@@ -1,7 +1,6 @@
 """What bits depend on, and the flag that asks a GPU for the same ones."""
 
 import dataclasses
-import importlib
 import json
 import os
 import shutil
@@ -14,12 +13,9 @@ import pytest
 
 from mnist_flax import determinism, run, seeds
 from mnist_flax.config import Config, UserError
-from tests.conftest import SMALL, read_metrics, read_summary, without_timing
-from tests.test_faults import EXPERIMENTS
+from tests.conftest import SMALL, read_metrics, read_summary, script, without_timing
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(EXPERIMENTS)
-    bad_data = importlib.import_module("bad_data")
+bad_data = script("bad_data")
 
 
 def test_on_cpu_the_flag_changes_no_bit(small_run, tmp_path):

@@ -1,7 +1,6 @@
 """One program on many devices, simulated: in processes of their own, for they fix the number."""
 
 import functools
-import importlib
 import signal
 import time
 from types import SimpleNamespace
@@ -12,12 +11,9 @@ import numpy as np
 import pytest
 
 from mnist_flax import devices
-from tests.conftest import SMALL, read_metrics, read_summary, start
-from tests.test_faults import EXPERIMENTS
+from tests.conftest import SMALL, read_metrics, read_summary, script, start
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(EXPERIMENTS)
-    scaling = importlib.import_module("scaling")
+scaling = script("scaling")
 
 
 def test_one_device_shares_nothing():

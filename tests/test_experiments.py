@@ -4,7 +4,6 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,8 +13,7 @@ from mnist_flax import model
 from mnist_flax.config import PRESETS
 from mnist_flax.data import Dataset
 from mnist_flax.run import parse
-
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+from tests.conftest import EXPERIMENTS
 
 
 def run(script, *arguments):

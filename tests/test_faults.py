@@ -1,21 +1,18 @@
 """The experiment with faults, in small."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = str(Path(__file__).parent.parent / "experiments")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(EXPERIMENTS)
-    faults = importlib.import_module("faults")
+from tests.conftest import EXPERIMENTS, script
+
+faults = script("faults")
 
 
 @pytest.fixture(autouse=True)
 def _scripts_can_be_imported(monkeypatch):
     """Also by the processes that they start, which inherit the path."""
-    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
 
 
 @pytest.mark.slow

@@ -15,8 +15,7 @@ from mnist_flax import load, run
 from mnist_flax.config import UserError
 from mnist_flax.preprocess import to_mnist
 from mnist_flax.tfds_source import FILES, load_tfds, read_idx
-from tests.conftest import read_summary
-from tests.test_experiments import EXPERIMENTS
+from tests.conftest import EXPERIMENTS, read_summary
 
 pytestmark = [pytest.mark.mnist, pytest.mark.slow]
 

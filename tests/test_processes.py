@@ -1,6 +1,5 @@
 """Two processes as one run, over loopback: the same result, and the same end for both."""
 
-import importlib
 import json
 import re
 import signal
@@ -13,12 +12,9 @@ import pytest
 from mnist_flax import experiment, processes
 from mnist_flax.checkpoint import Checkpoints
 from mnist_flax.config import UserError
-from tests.conftest import SMALL, read_metrics, read_summary, start, without_timing
-from tests.test_faults import EXPERIMENTS
+from tests.conftest import SMALL, read_metrics, read_summary, script, start, without_timing
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(EXPERIMENTS)
-    scaling = importlib.import_module("scaling")
+scaling = script("scaling")
 
 ARGUMENTS = (*SMALL, "--no-report")
 

@@ -1,6 +1,5 @@
 """The sweep: what it tries, how it goes on, and what it chooses by."""
 
-import importlib
 import json
 import os
 import signal
@@ -8,7 +7,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,14 +14,11 @@ import pytest
 from mnist_flax.command import run_command
 from mnist_flax.spread import mean_of
 from mnist_flax.workdir import held
-from tests.conftest import read_metrics, read_summary
+from tests.conftest import EXPERIMENTS, read_metrics, read_summary, script
 
-EXPERIMENTS = str(Path(__file__).parent.parent / "experiments")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(EXPERIMENTS)
-    search, slurm, sweep, sweep_tables, training = map(
-        importlib.import_module, ("search", "slurm", "sweep", "sweep_tables", "training")
-    )
+search, slurm, sweep, sweep_tables, training = map(
+    script, ("search", "slurm", "sweep", "sweep_tables", "training")
+)
 
 TINY = ("--dataset", "digits", "--channels", "4", "--epochs", "1", "--batch-size", "512")
 # Long enough to be stopped in the middle, with `LONG` in place of `TINY`.
