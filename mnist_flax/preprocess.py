@@ -43,7 +43,8 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         if path.exists() and not path.is_file():  # reading a pipe may take for ever
-            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}")
+            found = "a folder in which no picture was found" if path.is_dir() else "not a file"
+            raise UserError(f"{path} is {found}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)

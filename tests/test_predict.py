@@ -48,16 +48,17 @@ def test_folders_patterns_and_files_are_read(small_run, pictures, capsys):
 
 def test_the_others_are_read_when_some_cannot_be(small_run, pictures, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
     code, answers, errors = predicted(
         capsys,
-        *(str(tmp_path / name) for name in ("text.png", "blank.png", "none.png", "*.bmp")),
+        *(str(tmp_path / name) for name in ("text.png", "blank.png", "none.png", "*.bmp", "empty")),
         str(pictures / "2.png"),
         *("--workdir", str(small_run)),
     )
     assert code == 2
     assert len(answers) == 1
-    assert len(errors) == 4
-    for error, name in zip(errors, ("text", "blank", "none", r"*.bmp"), strict=True):
+    assert len(errors) == 5
+    for error, name in zip(errors, ("text", "blank", "none", "*.bmp", "a folder in"), strict=True):
         assert error.startswith("error: ")
         assert name in error
 
