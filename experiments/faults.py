@@ -3,7 +3,8 @@
     python experiments/faults.py
 
 prints a table of each fault, how often it was tried, survived and lost, and stores it; `--only`
-tries one of them again. About half an hour on two cores. Tests do the same in small.
+tries one of them again. About half an hour on two cores. Tests do the same in small. It needs
+what they need: `pip install -e ".[test]"`.
 """
 
 import argparse

@@ -52,10 +52,20 @@ class Runs:
         self.folder, self.dataset = options.runs, options.dataset
 
     def train(self, *flags: str) -> Path:
-        """Trains with those flags, or finds that done already; returns the workdir."""
+        """Trains with those flags, or finds that done already; returns the workdir.
+
+        Raises:
+          SystemExit: the run was stopped or failed, and has said so.
+        """
         run = self.plan(*flags)
         print("python -m mnist_flax.run", *run.arguments, flush=True)
-        subprocess.run([sys.executable, "-m", "mnist_flax.run", *run.arguments], check=True)
+        process = subprocess.Popen([sys.executable, "-m", "mnist_flax.run", *run.arguments])
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # which the run got from the terminal as well, and saves
+            code = process.wait() or 130
+        if code:
+            sys.exit(code)
         return run.workdir
 
     def plan(self, *flags: str) -> Run:

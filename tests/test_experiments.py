@@ -1,7 +1,10 @@
 """The experiments' scripts in small, as a person would run them."""
 
 import importlib
+import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -28,6 +31,31 @@ def _scripts_can_be_imported(monkeypatch):
 
 def load(script):
     return importlib.import_module(script)
+
+
+@pytest.mark.slow
+def test_a_stopped_experiment_goes_on(tmp_path):
+    command = [sys.executable, str(EXPERIMENTS / "accuracy.py"), "--dataset=digits", "--seeds=1"]
+    command += ["--preset=best", f"--runs={tmp_path}", f"--output={tmp_path}"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # which gets the signal as a whole, as from a terminal
+    ) as process:
+        assert process.stdout
+        before = "".join(itertools.takewhile(lambda line: "epoch 1/" not in line, process.stdout))
+        os.killpg(process.pid, signal.SIGINT)
+        after = process.stdout.read()
+    assert process.returncode == 130
+    assert "Traceback" not in before + after
+    assert "epoch 60/60" not in after
+    assert not list(tmp_path.glob("*.json"))
+    finished = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "epoch 1/" not in finished
+    assert "epoch 60/60" in finished
+    assert json.loads((tmp_path / "accuracy_best.json").read_text())["n"] == 1
 
 
 @pytest.mark.slow
