@@ -70,16 +70,17 @@ def bounded_downloads(name: str) -> Iterator[None]:
     from unittest import mock
 
     import requests
-    from tensorflow_datasets.core.download import downloader
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download import download_manager, downloader
     from tensorflow_datasets.core.download.util import DownloadError
 
     download = downloader._Downloader._sync_download
     over: Future[None] = Future()
     folders: list[Path] = []
+    workers: list[concurrent.futures.Executor] = []
 
     def in_time(self: Any, url: str, folder: Any, verify: bool = True) -> Any:
         folders.append(Path(folder))
+        workers.append(self._executor)
         try:
             coming = _in_thread(lambda: download(self, url, folder, verify))
             _wait(coming, over, Path(folder))
@@ -91,17 +92,21 @@ def bounded_downloads(name: str) -> Iterator[None]:
 
     try:
         with (
+            # One of its own, for TFDS's lives as long as the process and is never waited for.
+            mock.patch.object(download_manager, "get_downloader", downloader._Downloader),
             mock.patch.object(downloader, "MAX_RETRIES", RETRIES),
             mock.patch.object(downloader._Downloader, "_sync_download", in_time),
         ):
             yield
-    except NonMatchingChecksumError as error:
+    except download_manager.NonMatchingChecksumError as error:
         detail = " ".join(str(error).split("To debug")[0].split())
         raise UserError(f"a file is not the original one: {detail}") from error
     except (DownloadError, requests.RequestException) as error:
         raise DataUnavailable(f"{name} cannot be downloaded: {str(error).rstrip('.')}") from error
     finally:
         over.set_result(None)
+        for executor in workers:  # which may still be putting another file in its place
+            executor.shutdown()
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
 

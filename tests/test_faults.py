@@ -1,9 +1,13 @@
 """The experiment with faults, in small."""
 
 import json
+import time
 
 import pytest
+from tensorflow_datasets.core.download import resource
 
+from mnist_flax import download
+from mnist_flax.config import UserError
 from tests.conftest import EXPERIMENTS, script
 
 faults = script("faults")
@@ -55,3 +59,24 @@ def test_every_fault_is_tried_in_small():
         "SIGKILL while MNIST is prepared"  # which has to be at hand, and takes minutes
     ]
     assert len({fault.name for fault in faults.FAULTS}) == len(faults.FAULTS)
+
+
+def test_a_failed_download_leaves_no_other_half_way(tmp_path, monkeypatch):
+    write, begun, ended = resource.write_info_file, [], []
+
+    def write_slowly(**given):
+        begun.append(given["url"])
+        time.sleep(2)
+        write(**given)
+        ended.append(given["url"])
+
+    monkeypatch.setattr(resource, "write_info_file", write_slowly)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
+    network, originals = faults.bad_network, tmp_path / "originals"
+    network.write_originals(originals, 0)
+    with network.serving(originals) as server, network.expecting(originals, server.url):
+        server.behaviour, server.bad = "hangs", network.NAMES[2]
+        with pytest.raises(UserError, match="cannot be downloaded"):
+            network.load(tmp_path / "data")
+        assert begun
+        assert sorted(ended) == sorted(begun)
