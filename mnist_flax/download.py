@@ -107,7 +107,7 @@ def bounded_downloads(name: str) -> Iterator[None]:
         over.set_result(None)
         for executor in workers:  # which may still be putting another file in its place
             executor.shutdown()
-        for folder in folders:
+        for folder in 2 * folders:  # what was given up may put its file there during the first
             shutil.rmtree(folder, ignore_errors=True)
 
 
