@@ -76,11 +76,11 @@ def bounded_downloads(name: str) -> Iterator[None]:
     download = downloader._Downloader._sync_download
     over: Future[None] = Future()
     folders: list[Path] = []
-    workers: list[concurrent.futures.Executor] = []
+    # TFDS's own lives as long as the process, and is never waited for.
+    own = downloader._Downloader()
 
     def in_time(self: Any, url: str, folder: Any, verify: bool = True) -> Any:
         folders.append(Path(folder))
-        workers.append(self._executor)
         try:
             coming = _in_thread(lambda: download(self, url, folder, verify))
             _wait(coming, over, Path(folder))
@@ -92,8 +92,7 @@ def bounded_downloads(name: str) -> Iterator[None]:
 
     try:
         with (
-            # One of its own, for TFDS's lives as long as the process and is never waited for.
-            mock.patch.object(download_manager, "get_downloader", downloader._Downloader),
+            mock.patch.object(download_manager, "get_downloader", return_value=own),
             mock.patch.object(downloader, "MAX_RETRIES", RETRIES),
             mock.patch.object(downloader._Downloader, "_sync_download", in_time),
         ):
@@ -105,8 +104,7 @@ def bounded_downloads(name: str) -> Iterator[None]:
         raise DataUnavailable(f"{name} cannot be downloaded: {str(error).rstrip('.')}") from error
     finally:
         over.set_result(None)
-        for executor in workers:  # which may still be putting another file in its place
-            executor.shutdown()
+        own._executor.shutdown()  # which may still be putting another file in its place
         for folder in 2 * folders:  # what was given up may put its file there during the first
             shutil.rmtree(folder, ignore_errors=True)
 
