@@ -160,7 +160,7 @@ def killed_while_preparing(folder: Path, tries: int, seed: int) -> Iterator[Outc
             yield verdict(
                 lambda at=place: load(at, folder / "originals"),
                 true,
-                "nothing may be refused",
+                NEVER,
                 place,
             )
             shutil.rmtree(place)

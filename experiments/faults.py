@@ -4,7 +4,8 @@
 
 prints a table of each fault, how often it was tried, survived and lost, and stores it; `--only`
 tries one of them again. About half an hour on two cores. Tests do the same in small. It needs
-what they need: `pip install -e ".[test]"`.
+what they need, `pip install -e ".[test]"`; MNIST's files in MNIST_FLAX_MANUAL_DIR; and, to fill
+a disk, Linux with namespaces for users. A fault that cannot be tried for want of these is told.
 """
 
 import argparse
@@ -66,10 +67,10 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def keep(rows: Iterable[dict[str, Any]], folder: Path) -> Path:
-    """Stores rows beside those of other faults that were stored before."""
+    """Stores rows of faults that were tried beside those of others that were stored before."""
     path = folder / "faults.json"
     known = json.loads(path.read_text())["faults"] if path.exists() else []
-    named = {row["fault"]: row for row in (*known, *rows)}
+    named = {row["fault"]: row for row in (*known, *rows) if row["tries"]}
     kept = [named[fault.name] for fault in FAULTS if fault.name in named]
     return store("faults", {"table": table(kept).splitlines(), "faults": kept}, folder)
 
@@ -83,7 +84,8 @@ def _in_a_process(fault: Fault, seed: int) -> dict[str, Any]:
         row = {"fault": fault.name, "tries": 1, "survived": 0, "lost": [lost], "seconds": 0.0}
     else:
         row = json.loads(ended.stdout.splitlines()[-1])
-    print(f"{row['fault']}: {row['survived']:,} of {row['tries']:,}", *row["lost"], sep="\n  ")
+    found = f"{row['survived']:,} of {row['tries']:,}" if row["tries"] else "cannot be tried here"
+    print(f"{row['fault']}: {found}", *row["lost"], sep="\n  ")
     sys.stdout.flush()
     return row
 

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action(argv: Sequence[str]) -> int:
         options = command.parse(Options, PROG, argv)
+        command.keep_compiled_programs()
         result = compare_runs(options.a, options.b, options.data_dir, options.manual_dir)
         print(json.dumps(result, indent=2) if options.json else describe(result))
         return 0

@@ -45,7 +45,7 @@ def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides the result of a run, and nothing else."""
+    """What a run is asked to do, but for where its files lie."""
 
     dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
     """Which images. `auto` is MNIST or, only where that can neither be found nor
@@ -207,7 +207,7 @@ _BEST = Config(
 
 # Chosen for the accuracy on a validation split of the training images.
 PRESETS = {
-    # 5 epochs, about 35 seconds on two CPU cores.
+    # 5 epochs, about half a minute on two CPU cores.
     "default": Config(),
     # One epoch, about ten seconds.
     "quick": Config(epochs=1, learning_rate=8e-3, weight_decay=0.0),

@@ -93,11 +93,14 @@ def evaluate_run(options: Options) -> dict[str, Any]:
         raise UserError(f"{folder} was trained without --validation-fraction: nothing is held out")
     dataset = load_dataset(name, options.data_dir, options.manual_dir, fraction, command.say)
     images, labels = getattr(dataset, options.split)
+    if not len(images):
+        raise UserError(f"--validation-fraction {fraction} holds out no image of {name}")
     held_out = None
     if fraction and name == own and options.split != "validation":
         held_out = (trained.logits(dataset.validation[0]), dataset.validation[1])
     evaluation = {
         "step": trained.step,
+        "epochs": trained.epochs,
         "seeds": trained.seeds,
         "dataset": name,
         "split": options.split,

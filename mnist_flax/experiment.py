@@ -176,6 +176,7 @@ def _report(
     images, labels = dataset.test
     evaluation = {
         "step": trained.step,
+        "epochs": trained.epochs,
         "seeds": trained.seeds,
         "dataset": run.config.dataset,
         "split": "test",

@@ -18,6 +18,7 @@ from mnist_flax.spread import seeds_of
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
 SPLITS = {"train": GREY, "validation": ORANGE, "test": BLUE}
 DIGITS = range(10)
+GALLERY = 60  # mistakes that are shown
 
 
 def curves(metrics: Sequence[Mapping[str, Any]]) -> bytes:
@@ -63,11 +64,9 @@ def confusion(matrix: Sequence[Sequence[int]]) -> bytes:
     return _png(figure)
 
 
-def gallery(
-    images: np.ndarray, mistakes: Sequence[Mapping[str, Any]], columns: int = 10, rows: int = 6
-) -> bytes:
-    """The worst mistakes: uint8 [n, 28, 28, 1], in the order of `mistakes`."""
-    shown = images[: columns * rows, ..., 0]
+def gallery(images: np.ndarray, mistakes: Sequence[Mapping[str, Any]], columns: int = 10) -> bytes:
+    """The first `GALLERY` mistakes: uint8 [n, 28, 28, 1], in the order of `mistakes`."""
+    shown = images[:GALLERY, ..., 0]
     # Ink is 1 on a background of 0, with room above each for two lines of text.
     cells = np.pad(shown / 255, ((0, 0), (14, 2), (3, 3)))
     height, width = cells.shape[1:]

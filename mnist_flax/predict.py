@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -150,10 +151,12 @@ def _save(image: Any, folder: Path, path: Path) -> None:
     from PIL import Image
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # With its folders, for those of two may have the same names.
-        name = "_".join(part for part in path.parts if part not in (path.anchor, ".."))
-        with workdir.replacing(folder / f"{name}.png") as file:
+        here, there = Path.cwd(), Path(os.path.normpath(path.absolute()))
+        name = there.relative_to(here if there.is_relative_to(here) else there.anchor)
+        target = folder / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with workdir.replacing(target) as file:
             Image.fromarray(image[..., 0]).save(file, "PNG")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error

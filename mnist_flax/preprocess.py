@@ -17,7 +17,7 @@ from skimage import filters, measure, morphology
 from mnist_flax.config import UserError
 
 MAX_PIXELS = 60_000_000
-# What Pillow reads by itself; EPS, for one, would start another program.
+# What people have, and Pillow reads by itself; for EPS it would start another program.
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF"),
     "JPEG2000",
@@ -64,7 +64,10 @@ def read_image(path: Path) -> Image.Image:
     except Exception as error:  # a damaged file may raise anything, in any decoder
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        raise UserError(f"{path} is not a picture, or damaged") from error
+        raise UserError(
+            f"{path} is damaged, or not a picture in a format that can be read: "
+            f"{', '.join(FORMATS)}"
+        ) from error
 
 
 def to_mnist(image: Image.Image) -> np.ndarray:

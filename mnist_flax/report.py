@@ -185,7 +185,9 @@ def claim(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     else:
         text += f" (95% interval {low} to {high}%)"
     if summary:
-        text += f", after {summary['epochs']} epochs, with {summary['parameters']:,} parameters"
+        text += (
+            f", after {evaluation['epochs']:g} epochs, with {summary['parameters']:,} parameters"
+        )
     return f"{text}."
 
 
@@ -193,9 +195,10 @@ def _mistakes_text(evaluation: Mapping[str, Any]) -> str:
     wrong = len(evaluation["mistakes"])
     if not wrong:
         return "Nowhere: every answer is right."
+    shown = f", of which these are the first {plots.GALLERY}" if wrong > plots.GALLERY else ""
     return (
-        f"{wrong} wrong answers, the most certainly wrong first: the label, what it took the image "
-        f"for, and how sure it was. It most often takes {_confusions(evaluation, 3)}."
+        f"{wrong} wrong answers, the most certainly wrong first{shown}: the label, what it took "
+        f"the image for, and how sure it was. It most often takes {_confusions(evaluation, 3)}."
     )
 
 

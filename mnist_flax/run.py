@@ -159,9 +159,11 @@ def _rank(options: Options) -> int:
     """Which process this is, before it has joined the others."""
     if options.num_processes == 1:
         return 0
+    if options.process_id is not None:
+        return options.process_id
     names = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
     found = [number for name in names if (number := os.environ.get(name, "")).isdecimal()]
-    return options.process_id or int(found[0] if found else 0)
+    return int(found[0] if found else 0)
 
 
 def _result(summary: dict[str, Any]) -> str:

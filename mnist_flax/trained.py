@@ -27,6 +27,11 @@ class Trained:
         """The seed of each network."""
         return list(range(self.config.seed, self.config.seed + self.config.num_seeds))
 
+    @property
+    def epochs(self) -> float:
+        """How often it has seen the training images."""
+        return round(self.step / self.config.steps_per_epoch, 2)
+
     def only(self, index: int) -> "Trained":
         """One of several networks.
 

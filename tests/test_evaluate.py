@@ -66,6 +66,7 @@ def test_splits_checkpoints_and_single_networks(validated_run, capsys):
     assert held_out["calibration"]["temperature"] is None
     early = evaluated(capsys, *where, "--checkpoint", str(lines[-2]["step"]))
     assert early["accuracy"] == lines[-2]["test_accuracy"]
+    assert early["epochs"] == lines[-2]["epoch"]
     one = evaluated(capsys, *where, "--seed-index", "1", "--split", "test")
     assert one["seeds"] == [1]
     assert one["accuracy"] == pytest.approx(latest["accuracy"]["per_seed"][1])
@@ -86,12 +87,18 @@ def test_the_report_is_written_anew_with_corruptions(validated_run, capsys):
 # When a read fails, Orbax may close its event loop under other reads that are under way.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_mistakes_are_told_in_one_line(small_run, tmp_path, capsys):
-    empty, untrained, truncated = (tmp_path / name for name in ("empty", "untrained", "truncated"))
+    names = ("empty", "untrained", "truncated", "barely_validated")
+    empty, untrained, truncated, barely_validated = (tmp_path / name for name in names)
     empty.mkdir()
     shutil.copytree(small_run, untrained, ignore=lambda *_: ["checkpoints"])
     shutil.copytree(small_run, truncated)
     for path in truncated.glob("checkpoints/*/**/d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    shutil.copytree(small_run, barely_validated)
+    config = barely_validated / "config.json"  # 30 of MNIST's images, but none of the digits
+    changes = {"dataset": "mnist", "validation_fraction": 0.0005}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    elsewhere = ("--split", "validation", "--dataset", "digits")
     cases = {
         (): "--workdir is missing",
         ("--workdir", str(empty)): "holds no run",
@@ -99,6 +106,7 @@ def test_mistakes_are_told_in_one_line(small_run, tmp_path, capsys):
         ("--workdir", str(truncated)): "is not as it was written",
         ("--workdir", str(small_run), "--split", "exam"): "--split",
         ("--workdir", str(small_run), "--split", "validation"): "nothing is held out",
+        ("--workdir", str(barely_validated), *elsewhere): "holds out no image of digits",
         ("--workdir", str(small_run), "--checkpoint", "best"): "validation accuracy",
         ("--workdir", str(small_run), "--checkpoint", "17"): "there is no checkpoint '17'",
         ("--workdir", str(small_run), "--seed-index", "1"): "--seed-index must be from 0 to 0",

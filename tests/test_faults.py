@@ -35,7 +35,9 @@ def test_rows_are_kept_beside_those_of_other_faults(tmp_path):
     names = [fault.name for fault in faults.FAULTS]
     row = {"tries": 1_000, "survived": 1_000, "lost": []}
     faults.keep([row | {"fault": names[1]}, row | {"fault": names[0], "survived": 0}], tmp_path)
-    path = faults.keep([row | {"fault": names[0], "survived": 999, "lost": ["x"]}], tmp_path)
+    untried = {"fault": names[1], "tries": 0, "survived": 0, "lost": []}
+    again = row | {"fault": names[0], "survived": 999, "lost": ["x"]}
+    path = faults.keep([again, untried], tmp_path)
     stored = json.loads(path.read_text())
     assert [kept["fault"] for kept in stored["faults"]] == names[:2]
     assert stored["table"][2:] == [

@@ -81,11 +81,11 @@ def test_what_the_network_gets_can_be_kept(small_run, pictures, tmp_path, capsys
     arguments = (str(pictures / "0.png"), "--workdir", str(small_run))
     assert predict.main([*arguments, "--save-preprocessed", str(kept)]) == 0
     assert capsys.readouterr().out.startswith(str(pictures / "0.png"))
-    (saved,) = kept.iterdir()
-    assert saved.name.endswith(f"{pictures.name}_0.png.png")
+    (saved,) = kept.rglob("*.png")
+    assert saved == kept / pictures.relative_to(pictures.anchor) / "0.png.png"
     with Image.open(saved) as image:
         assert image.size == (28, 28)
-    _, answers, _ = predicted(capsys, str(kept), "--workdir", str(small_run))
+    _, answers, _ = predicted(capsys, str(saved), "--workdir", str(small_run))
     assert answers[0]["probability"] == predicted(capsys, *arguments)[1][0]["probability"]
 
 

@@ -151,7 +151,9 @@ def test_bad_files_are_named(tmp_path, monkeypatch):
     }
     for name, damaged in bad.items():
         (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"{name} is not a picture, or damaged"):
+        with pytest.raises(
+            UserError, match=rf"{name} is damaged, or not a picture in a format .*: PNG, JPEG"
+        ):
             read_image(tmp_path / name)
     with pytest.raises(UserError, match=r"missing\.png does not exist"):
         read_image(tmp_path / "missing.png")

@@ -23,7 +23,10 @@ SEEDS = [
     for line in LINES
 ]
 SUMMARY = {"epochs": 3, "parameters": 81_066, "seconds": {"total": 1.5}}
-EVALUATION = {"dataset": "<b>digits</b>", "split": "test", **metrics.assess(sure(ANSWERS), LABELS)}
+EVALUATION = {
+    **{"step": 36, "epochs": 3.0, "dataset": "<b>digits</b>", "split": "test"},
+    **metrics.assess(sure(ANSWERS), LABELS),
+}
 
 
 def is_a_picture(png):
@@ -60,6 +63,13 @@ def test_the_page_stands_alone_and_escapes():
     assert "<b>" not in page
     assert not re.search(r"https?:|src=\"(?!data:)|href=\"(?!data:)", page)
     assert page.count("data:image/png;base64,") == 2
+
+
+def test_the_page_says_that_more_mistakes_were_made_than_it_shows():
+    some = {"label": 5, "answer": 3, "probability": 1.0}
+    evaluation = EVALUATION | {"mistakes": [some] * 61}
+    told = "61 wrong answers, the most certainly wrong first, of which these are the first 60"
+    assert told in report.page({}, LINES, SUMMARY, evaluation, {"mistakes": b"png"})
 
 
 def test_the_page_tells_of_several_networks():

@@ -1,6 +1,7 @@
 """The files of a run, after accidents too."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -144,6 +145,17 @@ def test_a_lost_line_is_noticed(tmp_path, damaged):
         workdir.rewind_metrics(path, CONFIG, 36)
     assert path.read_text() == before
     assert workdir.rewind_metrics(path, CONFIG, 12) == [line(1)]
+
+
+@pytest.mark.parametrize(("every", "lost"), [(2, 3), (5, 3), (2, 2)])
+def test_a_lost_line_is_noticed_where_not_every_epoch_has_one(tmp_path, every, lost):
+    config = dataclasses.replace(CONFIG, epochs=3, eval_every=every)
+    path = tmp_path / workdir.METRICS
+    evaluated = {epoch for epoch in (1, 2, 3) if epoch == 3 or epoch % every == 0}
+    for epoch in sorted(evaluated - {lost}):
+        workdir.append_metrics(path, line(epoch))
+    with pytest.raises(UserError, match=f"epoch {lost} is missing"):
+        workdir.rewind_metrics(path, config, 36)
 
 
 def test_where_all_checkpoints_are_gone_nothing_starts_over(tmp_path):
