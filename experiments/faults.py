@@ -3,9 +3,9 @@
     python experiments/faults.py
 
 prints a table of each fault, how often it was tried, survived and lost, and stores it; `--only`
-tries one of them again. About half an hour on two cores. Tests do the same in small. It needs
-what they need, `pip install -e ".[test]"`; MNIST's files in MNIST_FLAX_MANUAL_DIR; and, to fill
-a disk, Linux with namespaces for users. A fault that cannot be tried for want of these is told.
+tries one of them again. It takes 30 to 41 minutes on two cores; tests do the same in small. It
+needs what they need, `pip install -e ".[test]"`; MNIST's files in MNIST_FLAX_MANUAL_DIR; and, to
+fill a disk, Linux with namespaces for users. A fault that cannot be tried without these is told.
 """
 
 import argparse
