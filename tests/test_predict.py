@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,19 @@ def test_what_the_network_gets_can_be_kept(small_run, pictures, tmp_path, capsys
         assert image.size == (28, 28)
     _, answers, _ = predicted(capsys, str(saved), "--workdir", str(small_run))
     assert answers[0]["probability"] == predicted(capsys, *arguments)[1][0]["probability"]
+
+
+def test_pictures_of_the_same_name_are_kept_apart(small_run, tmp_path, monkeypatch):
+    names = ("a.png", "../a.png", "b/a.png", "b_a.png")
+    (tmp_path / "here" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for name in names:
+        seven().save(name)
+    where = ("--workdir", str(small_run), "--save-preprocessed", "kept")
+    assert predict.main([*names, *where]) == 0
+    kept = {path.relative_to("kept").as_posix() for path in Path("kept").rglob("*.png")}
+    outside = (tmp_path / "a.png").relative_to(tmp_path.anchor).as_posix()
+    assert kept == {"a.png.png", f"{outside}.png", "b/a.png.png", "b_a.png.png"}
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,16 @@ def test_the_same_command_again_leaves_a_finished_run_alone(small_run, capsys):
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
 
 
+def test_of_several_processes_the_first_tells_that_a_run_is_finished(
+    small_run, capsys, monkeypatch
+):
+    monkeypatch.setenv("SLURM_PROCID", "1")  # which the option overrides
+    several = ("--num-processes", "2", "--coordinator-address", "localhost:1", "--process-id")
+    for number in ("0", "1"):
+        assert run.main(["--workdir", str(small_run), *SMALL, *several, number]) == 0
+        assert ("finished already" in capsys.readouterr().out) == (number == "0")
+
+
 def test_another_config_is_refused(small_run, capsys):
     assert run.main(["--workdir", str(small_run), *SMALL, "--seed", "1"]) == 2
     assert "--seed was 0, now 1" in capsys.readouterr().err
