@@ -194,6 +194,10 @@ class Config:
         """Optimizer steps in the whole run."""
         return self.steps_per_epoch * self.epochs
 
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether the end of an epoch, from 1, is one that has a line in the metrics."""
+        return epoch == self.epochs or epoch % self.eval_every == 0
+
 
 _BEST = Config(
     epochs=60,

@@ -116,12 +116,11 @@ def _end_epoch(run: Run, state: TrainState, meter: Meter) -> None:
     """Evaluates, writes a line of metrics and saves, each if it is due."""
     config, step = run.config, step_of(state)
     epoch = step // config.steps_per_epoch
-    last = epoch == config.epochs
     train_loss = _each_loss(state) / config.train_examples
     _require("training loss", train_loss, train_loss < HOPELESS, step, run)
     _require_finite(run, state)
     line: dict[str, Any] | None = None
-    if last or epoch % config.eval_every == 0:
+    if config.is_evaluated(epoch):
         scores = run.programs.evaluate(state)
         _require("test loss", scores["test_loss"], np.isfinite(scores["test_loss"]), step, run)
         line = {
@@ -139,7 +138,7 @@ def _end_epoch(run: Run, state: TrainState, meter: Meter) -> None:
             run.tensorboard.write(line)
         run.metrics.append(line)
         run.log(_describe(line, config))
-    if last or epoch % config.checkpoint_every == 0:
+    if epoch == config.epochs or epoch % config.checkpoint_every == 0:
         run.checkpoints.save(step, state, line)
 
 

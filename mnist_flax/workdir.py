@@ -189,11 +189,8 @@ def rewind_metrics(path: Path, config: Config, last_step: int) -> list[dict[str,
     """
     found = read_metrics(path)
     kept = [line for line in found if line["step"] <= last_step]
-    epochs = last_step // config.steps_per_epoch
-    due = {*range(config.eval_every, epochs + 1, config.eval_every)}
-    if epochs == config.epochs:
-        due.add(epochs)
-    lacking = due - {line["epoch"] for line in kept}
+    epochs = range(1, last_step // config.steps_per_epoch + 1)
+    lacking = set(filter(config.is_evaluated, epochs)) - {line["epoch"] for line in kept}
     if lacking:
         raise UserError(
             f"{path} is damaged: epoch {min(lacking)} is missing, but there is a checkpoint from "
