@@ -1,6 +1,6 @@
-"""Writes into the pages what the code itself knows: options, config, presets, state.
+"""Writes into the documentation what the code defines: options, config, presets, state.
 
-`python docs/generate.py` brings all pages up to date; a test tells when one is not.
+`python docs/generate.py` updates all pages; a test fails if one of them is out of date.
 """
 
 import ast
@@ -15,32 +15,34 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from mnist_flax.config import PRESETS, Config, UserError, flag, from_dict
+from mnist_flax.core.config import PRESETS, Config, flag_name
+from mnist_flax.engine.cli import DataOptions
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: (\w+) ?(\w*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# What tyro marks an argument by that has no flag.
+# The marker with which tyro annotates an argument that has no flag.
 POSITIONAL = get_args(tyro.conf.Positional[int])[1]
 
 
-def pages() -> list[Path]:
-    """Every page of the documentation."""
-    return sorted(DOCS.rglob("*.md"))
-
-
-def filled(page: str) -> str:
-    """A page, with what it says of the code brought up to date."""
-    return BLOCK.sub(lambda m: f"{m[1]}\n{GENERATORS[m[2]](m[3])}\n\n{m[4]}", page)
+def update_page(text: str) -> str:
+    """The text of a page with its generated parts up to date."""
+    return BLOCK.sub(lambda m: f"{m[1]}\n{GENERATORS[m[2]](m[3])}\n\n{m[4]}", text)
 
 
 def _options(command: str) -> str:
-    """The options of a command; those of `run` that are the config's stand elsewhere."""
-    kind = importlib.import_module(f"mnist_flax.{command}").Options
-    docs, hints = field_docs(kind), get_type_hints(kind, include_extras=True)
+    """The options of a command, those for data last; config.md has the fields of the config."""
+    options: Any = importlib.import_module(f"mnist_flax.{command}").Options
+    docs, hints = field_docs(options), get_type_hints(options, include_extras=True)
+    data_options = {x.name for x in dataclasses.fields(DataOptions)}
     rows = [
-        (f"`{_spelled(x.name, hints[x.name])}`", _kind(hints[x.name]), _default(x), docs[x.name])
-        for x in dataclasses.fields(kind)
+        (
+            f"`{_option_name(x.name, hints[x.name])}`",
+            _type_name(hints[x.name]),
+            _default(x),
+            docs[x.name],
+        )
+        for x in sorted(dataclasses.fields(options), key=lambda x: x.name in data_options)
         if x.name in docs
     ]
     return _table(("option", "value", "default", "meaning"), rows)
@@ -49,7 +51,7 @@ def _options(command: str) -> str:
 def _config(_: str) -> str:
     docs = field_docs(Config)
     rows = [
-        (f"`{x.name}`", f"{_kind(x.type)}{_limits(x)}", _default(x), docs[x.name])
+        (f"`{x.name}`", f"{_type_name(x.type)}{_limits(x)}", _default(x), docs[x.name])
         for x in dataclasses.fields(Config)
     ]
     return _table(("field", "type and limits", "default", "meaning"), rows)
@@ -61,13 +63,13 @@ def _presets(_: str) -> str:
     for field in dataclasses.fields(Config):
         values = [getattr(preset, field.name) for preset in PRESETS.values()]
         if len(set(values)) > 1:
-            shown = (f"**{v}**" if v != values[0] else str(v) for v in values)
-            rows.append((f"`{field.name}`", *shown))
+            cells = (f"**{v}**" if v != values[0] else str(v) for v in values)
+            rows.append((f"`{field.name}`", *cells))
     return _table(("field", *(f"`{name}`" for name in PRESETS)), rows)
 
 
 def _state(preset: str) -> str:
-    """What a checkpoint of a preset holds, by the names that Orbax gives it."""
+    """The content of a checkpoint of a preset, with the names that Orbax uses."""
     leaves = state_leaves(PRESETS[preset])
     width = max(map(len, leaves))
     lines = (f"{name:<{width}}  {dtype:<7}  {shape}" for name, (dtype, shape) in leaves.items())
@@ -78,7 +80,7 @@ def state_leaves(config: Config) -> dict[str, tuple[str, str]]:
     """The dtype and shape of each leaf of a run's state."""
     import jax
 
-    from mnist_flax import train
+    from mnist_flax.core import train
 
     state = jax.eval_shape(lambda: train.create_state(jax.random.key(0), config=config))
     return {
@@ -91,23 +93,23 @@ def state_leaves(config: Config) -> dict[str, tuple[str, str]]:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The text below each field of a dataclass, in one line."""
-    definition: Any = ast.parse(inspect.getsource(kind)).body[0]
-    found: dict[str, str] = {}
-    for field, below in itertools.pairwise(definition.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            found[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
-    return found
+    """The text below each field of a dataclass and its bases, in one line."""
+    docs: dict[str, str] = {}
+    for base in kind.__mro__[:-1]:  # without `object`
+        definition: Any = ast.parse(inspect.getsource(base)).body[0]
+        for field, below in itertools.pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
+    return docs
 
 
-def _spelled(name: str, hint: Any) -> str:
-    return name.upper() if POSITIONAL in get_args(hint) else flag(name)
+def _option_name(field: str, hint: Any) -> str:
+    return field.upper() if POSITIONAL in get_args(hint) else flag_name(field)
 
 
-def _kind(hint: Any) -> str:
-    """A type, as people call it."""
+def _type_name(hint: Any) -> str:
     if get_origin(hint) is Annotated:
-        return _kind(get_args(hint)[0])
+        return _type_name(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
     plain = [part for part in get_args(hint) if part not in (type(None), ...)] or [hint]
@@ -115,7 +117,7 @@ def _kind(hint: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    """Empty where there is none, or where the meaning tells."""
+    """Empty if there is none, or if the meaning states it."""
     if field.default in (dataclasses.MISSING, None, ()):
         return ""
     if isinstance(field.default, bool):
@@ -124,18 +126,11 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _limits(field: dataclasses.Field[Any]) -> str:
-    """In a refusal's own words: no number may be -1."""
-    if field.type not in (int, float):
-        return ""
-    try:
-        from_dict(dataclasses.asdict(Config()) | {field.name: -1})
-    except UserError as refusal:
-        return ", " + str(refusal).split(" must be ")[1].split(", but is ")[0]
-    raise ValueError(f"{field.name} has no lower limit")
+    return f", {field.metadata['limits'][2]}" if "limits" in field.metadata else ""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
 GENERATORS: dict[str, Callable[[str], str]] = {
@@ -147,11 +142,12 @@ GENERATORS: dict[str, Callable[[str], str]] = {
 
 
 def main() -> None:
-    """Rewrites the pages that are out of date, and tells which."""
-    for page in pages():
+    """Updates the pages that are out of date and prints their paths."""
+    for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
-        if text != filled(text):
-            page.write_text(filled(text), encoding="utf-8")
+        updated = update_page(text)
+        if text != updated:
+            page.write_text(updated, encoding="utf-8")
             print(page)
 
 

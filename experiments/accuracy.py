@@ -1,45 +1,38 @@
 """How accurate is a preset? Trains many seeds of it and stores their mean and spread.
 
-python experiments/accuracy.py --preset default --seeds 10
+python -m experiments.accuracy --preset default --seeds 10
 """
 
-import json
 import statistics
 
-import training
-from provenance import provenance, store
-
-from mnist_flax.config import PRESETS
-from mnist_flax.spread import percent, spread
+from experiments.common.provenance import provenance, store
+from experiments.common.runs import Runs, load_result, make_parser
+from mnist_flax.core.config import PRESETS
+from mnist_flax.engine.seed_stats import format_percent, per_seed, seed_statistics
+from mnist_flax.engine.workdir import read_metrics
 
 
 def main() -> None:
-    """Runs the experiment that the command line asks for."""
-    parser = training.arguments(__doc__, seeds=10)
+    """Trains and stores."""
+    parser = make_parser(__doc__, seeds=10)
     parser.add_argument("--preset", choices=PRESETS, default="default")
     options = parser.parse_args()
-    workdir = training.Runs(options).train(
-        "--preset", options.preset, "--num-seeds", str(options.seeds)
-    )
-    summary = training.summary(workdir)
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    seconds = statistics.median(json.loads(line)["seconds"] for line in lines)
+    flags = ("--preset", options.preset, "--num-seeds", str(options.seeds))
+    workdir = Runs(options).train(*flags)
+    run = load_result(workdir)
+    seconds = statistics.median(row["seconds"] for row in read_metrics(workdir))
     names = ("dataset", "parameters", "epochs", "test_examples", "environment", "config")
     result = {
         **provenance(),
-        **{name: summary[name] for name in names},
+        **{name: run[name] for name in names},
         "n": options.seeds,
         "seeds": list(range(options.seeds)),
-        "test_accuracy": _spread(summary["test_accuracy"]),
-        "test_loss": _spread(summary["test_loss"]),
+        "test_accuracy": seed_statistics(per_seed(run["test_accuracy"])),
+        "test_loss": seed_statistics(per_seed(run["test_loss"])),
         "seconds_per_epoch_and_seed": seconds / options.seeds,
     }
     path = store(f"accuracy_{options.preset}", result, options.output)
-    print(f"{percent(summary['test_accuracy'])}, n = {options.seeds}; see {path}")
-
-
-def _spread(figure):
-    return spread([figure]) if isinstance(figure, float) else figure
+    print(f"{format_percent(run['test_accuracy'])}, n = {options.seeds}; see {path}")
 
 
 if __name__ == "__main__":

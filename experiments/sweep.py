@@ -1,258 +1,229 @@
-r"""Which values of some fields of the config are best? Tries them, each as a run of its own.
+r"""Searches for the best values of config fields by the accuracy on held-out training images.
 
-python experiments/sweep.py --workdir runs/sweep1 \
+python -m experiments.sweep --workdir runs/sweep1 \
     --vary learning_rate=1e-3,3e-3,1e-2 --vary batch_size=32,64
-python experiments/sweep.py --workdir runs/sweep2 --preset quick --jobs 2 \
-    --random 20 --sample learning_rate=log:1e-4:1e-1 --vary batch_size=32,64,128
+python -m experiments.sweep --workdir runs/sweep2 --preset quick --jobs 2 --trials 20 \
+    --sample learning_rate=log:1e-4:1e-1 --vary batch_size=32,64,128
 
-Further options, like `--preset` and `--epochs`, are those of `python -m mnist_flax.run`, for all
-runs. The choice is by images held out from training; the test images have no say in it, and
-their scores are not shown.
-
-The same command goes on where it was stopped. A run's workdir is named by its config, so other
-values, or more draws, in the same folder add runs to those that are there, and nothing is
-trained twice; the table and the picture are of what the command asks for. A run that diverged,
-or that Slurm has, is not begun again unless `sweep.json` is removed.
+The first tries all combinations, the second draws 20 of them. Other options, like `--preset`, are
+those of `python -m mnist_flax.run`, for all runs. The same command resumes; several of them on one
+folder, on any machines, share the trials.
 """
 
 import argparse
+import dataclasses
+import difflib
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import search
-import sweep_tables
-import training
-from local_runs import Processes, log_of
-from provenance import provenance
-from training import Run
+from matplotlib import pyplot
 
-from mnist_flax import workdir
-from mnist_flax.command import run_command
-from mnist_flax.config import UserError, flag
+try:
+    import optuna
+except ImportError:
+    sys.exit("error: optuna is missing; pip install 'mnist-flax[sweep]'")
 
-INTERRUPTED = "interrupted; the same command goes on; what Slurm has, goes on anyway"
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.visualization.matplotlib import plot_slice
 
-# How a run ended, by its exit code; and what is not tried again.
-ENDS = {1: "failed", 2: "refused", 130: "stopped", 143: "stopped"}
-FINAL = ("finished", "diverged")
+from experiments.common.provenance import provenance
+from experiments.sweep_study import (
+    DONE,
+    SweepStudy,
+    Values,
+    format_outcome,
+    format_point,
+    format_value,
+)
+from mnist_flax.core.config import DATASET_SIZES, Config, UserError
+from mnist_flax.engine.cli import run_command
+from mnist_flax.engine.files import write_json
+from mnist_flax.engine.seed_stats import mean_of
 
-Rows = dict[Run, dict[str, Any]]
+FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}
+FIXED = ("dataset", "validation_fraction")  # scores on other images are not comparable
+
+Row = dict[str, Any]
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells mistakes as the other commands do."""
+    """Reports mistakes as the other commands do."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """Raises `UserError`."""
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of the sweep, and the flags that are for its runs."""
-    parser = Parser(
-        "python experiments/sweep.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--workdir",
-        type=Path,
-        required=True,
-        dest="runs",
-        metavar="FOLDER",
-        help="for all that it leaves behind",
-    )
-    add("--vary", action="append", default=[], metavar="FIELD=A,B,...", help="values to try")
-    text = "numbers to draw, evenly in their logarithm; or FIELD=uniform:LOW:HIGH"
-    add("--sample", action="append", default=[], metavar="FIELD=log:LOW:HIGH", help=text)
-    text = "so many random draws of all fields, instead of all combinations"
-    add("--random", type=int, default=0, metavar="N", help=text)
-    add("--seed", type=int, default=0, help="of the draws, and of each run's first network")
+    """The options of the sweep, and the other ones, which are for its runs.
+
+    Raises:
+      UserError: an option of the sweep is not valid.
+    """
+    style = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m experiments.sweep", description=__doc__, formatter_class=style)
+    parser.allow_abbrev, add = False, parser.add_argument
+    text = "for the study and its runs"
+    add("--workdir", type=Path, required=True, dest="runs", metavar="FOLDER", help=text)
+    text, several = "values to try", {"type": parse_values, "action": "append", "default": []}
+    add("--vary", dest="space", metavar="FIELD=A,B,...", help=text, **several)
+    text = "range to draw from, evenly in the logarithm; or FIELD=uniform:LOW:HIGH"
+    add("--sample", dest="space", metavar="FIELD=log:LOW:HIGH", help=text, **several)
+    text = "default: tpe; but without --sample and --trials grid, which tries all combinations"
+    add("--sampler", choices=("tpe", "random", "grid"), help=text)
+    add("--trials", type=int, default=0, metavar="N", help="number of runs to draw")
+    add("--no-prune", action="store_true", help="do not stop runs that are worse than the median")
+    add("--seed", type=int, default=0, help="of the draws, and of the first network of each run")
     add("--seeds", type=int, default=1, metavar="N", help="networks in each run")
-    text = "share of the training images to choose by (default: a sixth)"
+    text = "share of the training images to compare the runs on (default: a sixth)"
     add("--validation-fraction", type=float, default=1 / 6, metavar="SHARE", help=text)
     add("--dataset", default="mnist", help="as in the main command (default: mnist)")
-    where = parser.add_mutually_exclusive_group().add_argument
-    where("--jobs", type=int, default=1, metavar="N", help="runs at a time, on this machine")
-    text = "submit the runs as a Slurm array instead, with sbatch's options (time in minutes)"
-    where("--slurm", nargs="?", const="", metavar="partition=gpu,time=60,...", help=text)
+    add("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     options, flags = parser.parse_known_args(argv)
-    for name, least in (("jobs", 1), ("random", 0), ("seeds", 1)):
+    space = dict(options.space)
+    listed = all(isinstance(values, CategoricalDistribution) for values in space.values())
+    options.sampler = options.sampler or ("grid" if listed and not options.trials else "tpe")
+    for name, least in (("jobs", 1), ("trials", 0), ("seeds", 1)):
         if getattr(options, name) < least:
-            raise UserError(f"--{name} must be at least {least}, but is {getattr(options, name)}")
+            parser.error(f"--{name} must be at least {least}, but is {getattr(options, name)}")
+    if len(space) < max(len(options.space), 1):
+        parser.error("a field varies twice" if space else "nothing varies; use --vary or --sample")
+    if options.sampler == "grid" and (options.trials or not listed):
+        parser.error("a grid is all combinations of --vary, without --sample and --trials")
+    if options.sampler != "grid" and not options.trials:
+        parser.error("--trials is missing, the number of runs to draw")
     if options.validation_fraction <= 0:
-        raise UserError("--validation-fraction must be above 0: the choice is by those images")
-    options.runs = options.runs.expanduser().absolute()
+        parser.error("--validation-fraction must be above 0, as runs are compared on those images")
+    options.runs, options.space = options.runs.expanduser().absolute(), space
     return options, flags
 
 
-def define(
-    options: argparse.Namespace, flags: Sequence[str], space: search.Space
-) -> dict[Run, list[str]]:
-    """The runs of the sweep, each once, and what each has besides the validation split.
-
-    Raises:
-      UserError: the main command would refuse one of them.
-    """
-    trainer = training.Runs(options)
-    seeds = ("--seed", str(options.seed), "--num-seeds", str(options.seeds))
-    held_out = ("--validation-fraction", str(options.validation_fraction), "--no-report")
-    if options.random:
-        points = search.draws(space, options.random, options.seed)
-    else:
-        points = search.grid(space)
-    runs: dict[Path, tuple[Run, list[str]]] = {}
-    for point in points:
-        recipe = [*seeds, *flags, *(f"{flag(name)}={value}" for name, value in point.items())]
-        run = trainer.plan(*held_out, *recipe)
-        runs.setdefault(run.workdir, (run, ["--dataset", options.dataset, *recipe]))
-    return dict(runs.values())
-
-
-def known(folder: Path, runs: Sequence[Run], fields: Sequence[str]) -> Rows:
-    """What is known of each run from earlier commands.
-
-    Raises:
-      UserError: the folder cannot be used, or something in it is damaged.
-    """
+def parse_values(text: str) -> tuple[str, Values]:
+    """The field and the values of FIELD=A,B,..., FIELD=log:LOW:HIGH or FIELD=uniform:LOW:HIGH."""
+    name, _, values = text.partition("=")
+    name, (kind, *ends) = name.replace("-", "_"), values.split(":")
+    kinds = {int: IntDistribution, float: FloatDistribution}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-    path = folder / sweep_tables.RESULT
-    stored = workdir.read_json(path)
-    try:
-        before = {row["run"]: row for row in stored["rows"]} if stored is not None else {}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; remove it, and it is written again") from error
-    rows = {}
-    for run in runs:
-        row = before.get(run.workdir.name, {})
-        if row.get("status") not in ("diverged", "submitted"):
-            row = {"status": "waiting"}
-        kept = {name: row[name] for name in ("status", "said", "job") if name in row}
-        rows[run] = described(run, fields) | kept | finished(run)
-    return rows
+        if name not in FIELDS:
+            near = difflib.get_close_matches(name, FIELDS, n=1)
+            hint = f" (perhaps you meant {near[0]}?)" if near else ""
+            raise ValueError(f"the config has no field {name!r}{hint}")
+        if name in FIXED:
+            raise ValueError(f"scores with another {name} are not comparable")
+        number = FIELDS[name] if FIELDS[name] in kinds else str
+        if not ends and values:
+            listed = [number(value.strip()) for value in values.split(",")]
+            return name, CategoricalDistribution(list(dict.fromkeys(listed)))
+        if number is str or kind not in ("log", "uniform") or len(ends) != 2:
+            raise ValueError("is not FIELD=A,B,... or, for numbers, FIELD=log|uniform:LOW:HIGH")
+        return name, kinds[number](number(ends[0]), number(ends[1]), log=kind == "log")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 
-def described(run: Run, fields: Sequence[str]) -> dict[str, Any]:
-    """The part of a run's row that is known in advance."""
-    values = {name: getattr(run.config, name) for name in fields}
-    command = shlex.join(["python", "-m", "mnist_flax.run", *run.arguments])
-    return {"run": run.workdir.name, "values": values, "command": command}
+def command(study: SweepStudy, name: str, flags: Sequence[str]) -> str:
+    """The command that trains a run of the sweep."""
+    workdir = str(study.folder / name)
+    line = ("--workdir", workdir, "--dataset", study.options.dataset, *flags)
+    return shlex.join(["python", "-m", "mnist_flax.run", *line])
 
 
-def finished(run: Run) -> dict[str, Any]:
-    """The part of a run's row that its summary tells; empty where it has not finished."""
-    summary = workdir.read_summary(run.workdir / workdir.SUMMARY)
-    if summary is None:
-        return {}
-    names = ("validation_accuracy", "validation_loss", "parameters", "environment")
-    scores = {name: summary[name] for name in names}
-    return {"status": "finished", **scores, "seconds": summary["seconds"]["total"]}
+def make_rows(study: SweepStudy) -> list[Row]:
+    """A row for each run, the best first, and those without a score last."""
+    rows: list[Row] = []
+    for name, trial in study.trials().items():
+        point = trial.user_attrs["point"]
+        row = {"run": name, "values": point, "command": command(study, name, study.flags(point))}
+        rows.append(row | trial.user_attrs.get("result", {"status": trial.state.name.lower()}))
+    return sorted(rows, key=rank)
 
 
-def ended(run: Run, code: int | None, said: str) -> dict[str, Any]:
-    """The part of a run's row that tells how it ended, with what it said last."""
-    # A crash ends with the last line of a traceback.
-    diverged = code == 1 and said.startswith("error: ")
-    status = "diverged" if diverged else ENDS.get(code or -1, "failed")
-    return finished(run) or {"status": status, "said": said.removeprefix("error: ")}
+def rank(row: Row) -> tuple[float, float]:
+    """Orders rows by their accuracy on the held-out images, then by their loss."""
+    if row["status"] != "finished":
+        return 1.0, 0.0
+    return -mean_of(row["validation_accuracy"]), mean_of(row["validation_loss"])
 
 
-def slurm_executor(options: argparse.Namespace) -> Any:
-    """What submits to Slurm.
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    header = [*rows[0]["values"], "validation accuracy", "validation loss", "seconds", "run"]
+    lines = [header, ["---"] * len(header)]
+    for row in rows:
+        values = [format_value(value) for value in row["values"].values()]
+        loss, seconds = "", ""
+        if row["status"] == "finished":
+            loss, seconds = f"{mean_of(row['validation_loss']):.4f}", f"{row['seconds']:.0f}"
+        lines.append([*values, format_outcome(row), loss, seconds, row["run"]])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
-    Raises:
-      UserError: submitit is missing, or Slurm, or an option is not valid.
-    """
-    try:
-        import slurm
-    except ImportError as error:
-        raise UserError("submitit is missing; pip install 'mnist-flax[sweep]'") from error
-    return slurm.executor(options.runs / "slurm", options.slurm)
 
-
-def in_slurm(
-    executor: Any, rows: Rows, todo: Sequence[Run], save: Callable[[], None]
-) -> Iterator[tuple[Run, int | None, str]]:
-    """Submits what Slurm has not got yet, and waits; each run as it ends."""
-    import slurm
-
-    jobs = {run: slurm.known(executor, rows[run]["job"]) for run in todo if "job" in rows[run]}
-    jobs |= slurm.submit(executor, [run for run in todo if run not in jobs])
-    for run, job in jobs.items():
-        rows[run] |= {"status": "submitted", "job": job.job_id}
-    save()
-    if jobs:
-        print(f"{len(jobs)} jobs are with Slurm; Ctrl-C leaves them there", flush=True)
-    yield from slurm.wait(jobs)
+def draw(study: optuna.Study, examples: int, path: Path) -> None:
+    """Plots the error rates of the finished runs on the held-out images against each field."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is experimental, and a field may have a single value
+        plot_slice(
+            study,
+            # A run without errors is drawn at half an error, as the scale is logarithmic.
+            target=lambda trial: 100 * max(1 - trial.values[0], 0.5 / examples),
+            target_name="validation error (%)",
+        )
+    figure = pyplot.gcf()
+    figure.suptitle("")
+    figure.axes[0].set_title("")
+    figure.axes[0].set_yscale("log")
+    figure.axes[0].yaxis.set_major_formatter("{x:g}")
+    figure.axes[0].yaxis.set_minor_formatter("{x:g}")
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    pyplot.close(figure)
 
 
 def sweep(argv: Sequence[str]) -> int:
-    """Trains, stores, draws and prints; returns the exit code."""
+    """Trains, stores, plots and prints; returns the exit code."""
     options, flags = parse(argv)
-    space = search.space(options)
-    runs = define(options, flags, space)
-    executor = None if options.slurm is None else slurm_executor(options)
-    rows = known(options.runs, list(runs), list(space))
-    about = provenance() | sweep_tables.about(next(iter(runs)).config)
-
-    def save() -> None:
-        result = about | {"rows": list(rows.values())}
-        workdir.write_json(options.runs / sweep_tables.RESULT, result)
-
-    def done() -> str:
-        return f"{sum(row['status'] in FINAL for row in rows.values())} of {len(rows)} runs done"
-
-    print(f"{options.runs}: {done()}", flush=True)
-    todo = [run for run in runs if rows[run]["status"] not in FINAL]
-    with_slurm = sum(rows[run]["status"] == "submitted" for run in todo)
-    if with_slurm and not executor:
-        raise UserError(f"{with_slurm} runs are with Slurm; give --slurm again to wait for them")
-
-    def begin(run: Run) -> None:
-        print(f"begun: {sweep_tables.values(rows[run])}; see {log_of(run)}", flush=True)
-
-    here = Processes(options.jobs, begin)
-    for run, code, said in in_slurm(executor, rows, todo, save) if executor else here.train(todo):
-        rows[run] = described(run, list(space)) | ended(run, code, said)
-        save()
-        print(f"{done()}: {sweep_tables.line(rows[run])}", flush=True)
-    if here.signum:
-        print(f"stopped with {done()}; the same command goes on", file=sys.stderr)
-        return 128 + here.signum
-    save()
-    return conclude(options.runs, runs, rows, space)
-
-
-def conclude(folder: Path, runs: dict[Run, list[str]], rows: Rows, space: search.Space) -> int:
-    """Draws, and prints the table and what comes next; returns the exit code."""
-    ranked = sorted(rows, key=lambda run: sweep_tables.rank(rows[run]))
-    best = ranked[0]
-    found = rows[best]["status"] == "finished"
-    if found:
-        sweep_tables.draw([rows[run] for run in ranked], space, best.config, folder)
-    print("\n" + sweep_tables.table([rows[run] for run in ranked]) + "\n")
-    if found:
-        command = ["python", "-m", "mnist_flax.run", "--workdir", str(folder / "best"), *runs[best]]
-        print(f"best by validation: {sweep_tables.line(rows[best])}")
-        print(f"on all training images, and then tested once: {shlex.join(command)}")
-        print(f"see {folder / sweep_tables.RESULT} and {folder / sweep_tables.PICTURE}")
-    for run in ranked:
-        if "said" in rows[run]:
-            print(f"{sweep_tables.line(rows[run])}: {rows[run]['said']}")
-    lost = sum(row["status"] not in FINAL for row in rows.values())
-    if lost:
-        message = f"{lost} of {len(rows)} runs came to no end; the same command tries them again"
+    study = SweepStudy(options, flags)
+    study.prepare()
+    print(f"{options.runs}: {study.progress()}", flush=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: study.signals.append(signum))
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for worker in [pool.submit(study.work) for _ in range(options.jobs)]:
+            worker.result()
+    rows, config = make_rows(study), study.plan({}).config
+    examples = DATASET_SIZES[config.dataset][0] - config.train_examples
+    about = {
+        "dataset": config.dataset,
+        "chosen_by": "validation_accuracy",
+        "validation_examples": examples,
+        "seeds": list(range(config.seed, config.seed + config.num_seeds)),
+    }
+    write_json(options.runs / "sweep.json", provenance() | about | {"rows": rows})
+    if study.signals:
+        print(f"stopped with {study.progress()}; the same command resumes", file=sys.stderr)
+        return 128 + study.signals[0]
+    print(f"\n{format_table(rows)}\n")
+    best = rows[0]
+    if best["status"] == "finished":
+        draw(study.study, examples, options.runs / "sweep.png")
+        flags = study.flags(best["values"], held_out=False)
+        print(f"best on the held-out images: {format_point(best['values'])}")
+        print(f"to train on all images and test once: {command(study, 'best', flags)}")
+        print(f"see sweep.json and sweep.png in {options.runs}")
+    for row in rows:
+        if "reason" in row:
+            print(f"{format_point(row['values'])}: {row['status']}: {row['reason']}")
+    failed = len(rows) - len(study.trials(*DONE))
+    if failed:
+        message = f"{failed} of {len(rows)} runs did not finish; the same command tries them again"
         print(f"error: {message}", file=sys.stderr)
-    return 1 if lost else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(sweep, None, interrupted=INTERRUPTED))
+    sys.exit(run_command(sweep, None, interrupted="interrupted; the same command resumes"))

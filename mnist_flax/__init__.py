@@ -1,35 +1,30 @@
-"""A convolutional network on handwritten digits, in JAX and Flax, done carefully.
+"""A convolutional network on handwritten digits, in JAX and Flax.
 
-`load` gives a trained run's networks to ask; training one is `mnist_flax.run`.
+`load` returns the networks of a trained run; `mnist_flax.run` trains one.
 """
-
-from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mnist_flax.trained import Trained
+    from mnist_flax.engine.trained_model import TrainedModel
 
 __version__ = "0.1.0"
 
 
 def load(
     workdir: str | os.PathLike[str], checkpoint: str = "latest", seed_index: int | None = None
-) -> Trained:
+) -> "TrainedModel":
     """The networks of a trained run: `load("runs/exp1").predict(images)`.
 
     Args:
-      workdir: the run's folder.
+      workdir: the folder of the run.
       checkpoint: `latest`, `best` (by the validation accuracy) or a step.
-      seed_index: which of several networks; all, answering together, where None.
+      seed_index: which of several networks; all of them, by their mean probability, if None.
 
     Raises:
-      mnist_flax.config.UserError: there is no such thing, or it cannot be read.
+      mnist_flax.core.config.UserError: there is no such run, or it cannot be read.
     """
-    from pathlib import Path
+    from mnist_flax.engine.trained_model import load_trained
 
-    from mnist_flax.trained import load_trained
-
-    trained = load_trained(Path(workdir).expanduser().absolute(), checkpoint)
-    return trained if seed_index is None else trained.only(seed_index)
+    return load_trained(workdir, checkpoint, seed_index)

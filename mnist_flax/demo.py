@@ -1,146 +1,136 @@
-"""The command `python -m mnist_flax.demo`: a page on this machine to draw a digit on.
+"""The command `python -m mnist_flax.demo`: a page on this machine for drawing digits.
 
-Needs the extra `demo` (Gradio); the page loads nothing from any other machine.
+Needs the extra `demo` (Gradio). The page loads nothing from any other machine.
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from mnist_flax import command
-from mnist_flax.command import OptionalPath, keep_compiled_programs
-from mnist_flax.config import IMAGE_SHAPE, UserError
-from mnist_flax.predict import UNSURE
+from mnist_flax.core.config import IMAGE_SHAPE, UserError
+from mnist_flax.engine import cli
+from mnist_flax.engine.cli import RunOptions
+from mnist_flax.predict.command import LOW_CONFIDENCE
 
 if TYPE_CHECKING:
+    import gradio
+    import numpy as np
     from PIL import Image
 
-    from mnist_flax.trained import Trained
+    from mnist_flax.engine.trained_model import TrainedModel
 
-PROG = command.called("demo")
+PROG = cli.program_name("demo")
 HOST = "127.0.0.1"
 MAX_UPLOAD = "20mb"
-# Seconds that a visitor is kept waiting.
-PATIENCE = 20.0
-# How large the 28x28 images are shown.
-MAGNIFIED = 8
-
-# The 28x28 image as shown, the probabilities, the saliency, and what to say.
-Answer = tuple[np.ndarray | None, dict[str, float] | None, np.ndarray | None, str]
+TIMEOUT_SECONDS = 20.0
+MAGNIFICATION = 8  # of the 28x28 images
+INVITATION = "Draw a digit, or upload one."
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Shows a page to draw a digit on, or to upload one, and what the network makes of it."""
-
-    workdir: OptionalPath = None
-    """The run's workdir. Required."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """Serves a page for drawing or uploading a digit, which shows the network's prediction."""
 
     port: int = 7860
     """Port of this machine, 127.0.0.1, to serve the page on."""
 
-    checkpoint: str = "latest"
-    """Which checkpoint: `latest`, `best` (by the validation accuracy) or a step."""
 
-    seed_index: int | None = None
-    """Which of several networks. Default: all, answering together by their mean probability."""
+class Answer(NamedTuple):
+    """What the page shows, in the order of its outputs."""
+
+    image: "np.ndarray | None" = None
+    probabilities: dict[str, float] | None = None
+    saliency: "np.ndarray | None" = None
+    message: str = INVITATION
+
+
+Answerer = Callable[["Image.Image | None"], Answer]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command, until it is interrupted; returns its exit code."""
-
-    def action(argv: Sequence[str]) -> int:
-        options = command.parse(Options, PROG, argv)
-        folder = command.trained_workdir(options.workdir)
-        if not 1 <= options.port <= 65_535:
-            raise UserError(f"--port must be from 1 to 65,535, but is {options.port}")
-        from mnist_flax import load
-
-        keep_compiled_programs()
-        serve(load(folder, options.checkpoint, options.seed_index), options.port)
-        return 0
-
-    return command.run_command(action, argv, interrupted="stopped")
+    """Runs the command until it is interrupted; returns its exit code."""
+    return cli.run_command(_serve, argv, interrupted="stopped")
 
 
-def serve(trained: "Trained", port: int) -> None:
-    """Serves the page until interrupted.
+def _serve(argv: Sequence[str]) -> int:
+    options = cli.parse_options(Options, PROG, argv)
+    workdir = cli.require_workdir(options)
+    if not 1 <= options.port <= 65_535:
+        raise UserError(f"--port must be from 1 to 65,535, but is {options.port}")
+    from mnist_flax.engine.trained_model import load_trained
 
-    Raises:
-      UserError: Gradio is not installed, or the port is taken.
-    """
-    page = build(answerer(trained))
+    cli.enable_compilation_cache()
+    page = build(answerer(load_trained(workdir, options.checkpoint, options.seed_index)))
     try:
         page.launch(
             server_name=HOST,
-            server_port=port,
+            server_port=options.port,
             share=False,
             show_error=False,
             quiet=True,
             prevent_thread_lock=True,
             max_file_size=MAX_UPLOAD,
-            theme=_gradio().themes.Default(font=["sans-serif"], font_mono=["monospace"]),
+            theme=_import_gradio().themes.Default(font=["sans-serif"], font_mono=["monospace"]),
             footer_links=[],
         )
     except OSError as error:
-        raise UserError(f"port {port} is taken; choose another with --port") from error
-    print(f"draw a digit at http://{HOST}:{port} (Ctrl-C ends this)", flush=True)
+        raise UserError(f"port {options.port} is in use; choose another with --port") from error
+    print(f"draw a digit at http://{HOST}:{options.port} (press Ctrl-C to stop)", flush=True)
     page.block_thread()
+    return 0
 
 
-def answerer(trained: "Trained") -> Callable[["Image.Image | None"], Answer]:
-    """The function from a picture to all that the page shows of it."""
+def answerer(trained: "TrainedModel") -> Answerer:
+    """Compiles the function that makes of an image what the page shows."""
+    import numpy as np
     from matplotlib import colormaps
 
-    from mnist_flax.inference import sway
-    from mnist_flax.preprocess import to_mnist
+    from mnist_flax.core.inference import saliency_map
+    from mnist_flax.predict.preprocess import to_mnist
 
-    first, config = trained.first_params(), trained.only(0).config
+    params, config = trained.first_params(), trained.select_seed(0).config
     blank = np.zeros((1, *IMAGE_SHAPE), np.uint8)
-    trained.probabilities(blank)  # compiles, so that the first visitor need not wait
-    sway(first, blank, config)
+    trained.probabilities(blank)  # so that the first visitor need not wait for the compilation
+    saliency_map(params, blank, config)
 
-    def answer(picture: "Image.Image | None") -> Answer:
-        if picture is None:
-            return None, None, None, "Draw a digit, or upload one."
+    def answer(image: "Image.Image | None") -> Answer:
+        if image is None:
+            return Answer()
         try:
-            image = to_mnist(picture)
+            digit_image = to_mnist(image)
         except UserError as error:
-            return None, None, None, f"I see no digit: {error}."
-        chance = trained.probabilities(image[None])[0]
-        saliency = np.asarray(sway(first, image[None], config))[0]
-        best = int(chance.argmax())
-        doubt = ": hardly legible" if chance[best] < UNSURE else ""
-        return (
-            _magnified(image[..., 0]),
-            {str(digit): float(chance[digit]) for digit in range(10)},
-            _magnified(colormaps["viridis"](saliency, bytes=True)[..., :3]),
-            f"# {best}\n{chance[best]:.1%} sure{doubt}",
+            return Answer(message=f"{str(error).capitalize()}.")
+        probabilities = trained.probabilities(digit_image[None])[0]
+        saliency = np.asarray(saliency_map(params, digit_image[None], config))[0]
+        digit = int(probabilities.argmax())
+        warning = " (low)" if probabilities[digit] < LOW_CONFIDENCE else ""
+        return Answer(
+            _magnify(digit_image[..., 0]),
+            {str(digit): float(probability) for digit, probability in enumerate(probabilities)},
+            _magnify(colormaps["viridis"](saliency, bytes=True)[..., :3]),
+            f"# {digit}\nConfidence: {probabilities[digit]:.1%}{warning}",
         )
 
     return answer
 
 
-def build(answer: Callable[["Image.Image | None"], Answer]) -> Any:
-    """The page, not yet served.
+def build(answer: Answerer) -> "gradio.Blocks":
+    """The page, not yet served; raises a UserError if Gradio is not installed."""
+    import numpy as np
 
-    Raises:
-      UserError: Gradio is not installed.
-    """
-    gradio = _gradio()
-    with gradio.Blocks(
-        title="mnist_flax", analytics_enabled=False, delete_cache=(600, 600)
-    ) as page:
-        gradio.Markdown("## Draw a digit")
-        with gradio.Row():
-            with gradio.Column():
-                with gradio.Tab("Draw"):
-                    sketch = gradio.Sketchpad(
+    gr = _import_gradio()
+    with gr.Blocks(title="mnist_flax", analytics_enabled=False, delete_cache=(600, 600)) as page:
+        gr.Markdown("## Draw a digit")
+        with gr.Row():
+            with gr.Column():
+                with gr.Tab("Draw"):
+                    sketchpad = gr.Sketchpad(
                         value=np.full((360, 360, 3), 255, np.uint8),
                         label="A digit",
                         type="pil",
@@ -149,64 +139,56 @@ def build(answer: Callable[["Image.Image | None"], Answer]) -> Any:
                         layers=False,
                         transforms=(),
                         buttons=[],
-                        brush=gradio.Brush(default_size=18, colors=["#000000"], color_mode="fixed"),
+                        brush=gr.Brush(default_size=18, colors=["#000000"], color_mode="fixed"),
                     )
-                with gradio.Tab("Upload"):
-                    # Not an Image, which would open the file itself, and complain by itself.
-                    upload = gradio.File(label="A photo or a scan of one digit")
-            with gradio.Column():
-                said = gradio.Markdown("Draw a digit, or upload one.")
-                with gradio.Row():
-                    given = gradio.Image(label="What the network gets", buttons=[])
-                    looked = gradio.Image(label="What sways it", buttons=[])
-                chances = gradio.Label(
-                    label="How probable each digit is", num_top_classes=10, show_heading=False
-                )
-        shown = [given, chances, looked, said]
-        # For the page alone: the API would tell where files lie.
-        hidden: Any = {"api_visibility": "private"}
-        drawing = lambda drawn: _in_time(lambda: answer(_drawn(drawn)))  # noqa: E731
-        sketch.input(drawing, sketch, shown, show_progress="hidden", **hidden)
-        uploading = lambda path: _in_time(lambda: _uploaded(answer, path))  # noqa: E731
-        upload.change(uploading, upload, shown, **hidden)
+                with gr.Tab("Upload"):
+                    # Not `Image`, which would open the file and report errors by itself.
+                    upload = gr.File(label="A photo or a scan of one digit")
+            with gr.Column():
+                message = gr.Markdown(INVITATION)
+                with gr.Row():
+                    image = gr.Image(label="Input of the network", buttons=[])
+                    saliency = gr.Image(label="Saliency", buttons=[])
+                digits = gr.Label(label="Probabilities", num_top_classes=10, show_heading=False)
+        outputs = [image, digits, saliency, message]
+        private = {"api_visibility": "private"}  # the API would show the paths of files
+        on_drawing = functools.partial(_with_timeout, _answer_drawing, answer)
+        sketchpad.input(on_drawing, sketchpad, outputs, show_progress="hidden", **private)
+        on_upload = functools.partial(_with_timeout, _answer_upload, answer)
+        upload.change(on_upload, upload, outputs, **private)
     return page
 
 
-def _in_time(work: Callable[[], Answer]) -> Answer:
-    """What `work` answers; where it takes too long, it is left to end by itself."""
+def _with_timeout(function: Callable[..., Answer], *args: object) -> Answer:
+    """The function's answer, unless it takes too long; it then ends in the background."""
     worker = ThreadPoolExecutor(1)
     try:
-        return worker.submit(work).result(PATIENCE)
+        return worker.submit(function, *args).result(TIMEOUT_SECONDS)
     except TimeoutError:
-        return None, None, None, "That took too long. Try a smaller picture."
+        return Answer(message="That took too long. Try a smaller image.")
     finally:
         worker.shutdown(wait=False)
 
 
-def _drawn(drawn: dict[str, Any] | None) -> "Image.Image | None":
-    """The drawing in what the sketchpad gives; None where it is empty."""
-    picture = drawn["composite"] if drawn else None
-    return picture if picture is not None and picture.getextrema()[-1][1] else None
+def _answer_drawing(answer: Answerer, drawing: "dict[str, Image.Image] | None") -> Answer:
+    image = drawing["composite"] if drawing else None
+    return answer(image if image and image.getbbox() else None)
 
 
-def _uploaded(answer: Callable[["Image.Image | None"], Answer], path: str | None) -> Answer:
-    from pathlib import Path
+def _answer_upload(answer: Answerer, path: str | None) -> Answer:
+    from mnist_flax.predict.preprocess import read_image
 
-    from mnist_flax.preprocess import read_image
-
-    if path is None:
-        return answer(None)
     try:
-        return answer(read_image(Path(path)))
+        return answer(read_image(Path(path)) if path else None)
     except UserError:
-        return None, None, None, "That is not a picture that I can read."
+        return Answer(message="This file is not an image in a supported format.")
 
 
-def _magnified(image: np.ndarray) -> np.ndarray:
-    return image.repeat(MAGNIFIED, axis=0).repeat(MAGNIFIED, axis=1)
+def _magnify(image: "np.ndarray") -> "np.ndarray":
+    return image.repeat(MAGNIFICATION, axis=0).repeat(MAGNIFICATION, axis=1)
 
 
-def _gradio() -> Any:
+def _import_gradio() -> ModuleType:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -1,25 +1,23 @@
-"""Strict arithmetic for all tests, and the small things that several of them need."""
+"""Strict arithmetic for all tests, and what several of them share."""
 
 import os
 import tempfile
 
-# In the environment, so that the commands which tests start are as strict.
+# In the environment, so that subprocesses are as strict.
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
-# Compiled once for all tests; what an earlier session left behind must not matter.
+# Programs are compiled once for all tests, and not taken from an earlier session.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
 
 import atexit
 import dataclasses
-import importlib
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -27,16 +25,16 @@ import jax.numpy as jnp
 import pytest
 
 from mnist_flax import run
-from mnist_flax.config import Config
-from mnist_flax.data import Dataset, load_dataset
+from mnist_flax.core.config import Config
+from mnist_flax.data.dataset import Dataset, load_dataset
 from tests.installed import clean, source, wheel  # noqa: F401  (fixtures)
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+ROOT = Path(__file__).parent.parent
 SMALL = ("--dataset", "digits", "--epochs", "4", "--batch-size", "128")
 
-# A 3, a 7 and a 1, in the coordinates of a drawing surface of 1 x 1.
+# The strokes of a 3, a 7 and a 1, on a drawing surface of 1 x 1.
 STROKES = {
     3: [(0.3, 0.2), (0.55, 0.12), (0.7, 0.3), (0.48, 0.47), (0.72, 0.65), (0.55, 0.87), (0.3, 0.8)],
     7: [(0.25, 0.2), (0.7, 0.18), (0.45, 0.85)],
@@ -61,7 +59,7 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a finished, undisturbed run of `SMALL`."""
+    """The workdir of a finished, uninterrupted run of `SMALL`."""
     workdir = tmp_path_factory.mktemp("small") / "run"
     assert run.main(["--workdir", str(workdir), *SMALL]) == 0
     return workdir
@@ -69,17 +67,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a network that can read: of MNIST where it is here, or else of digits."""
+    """The workdir of a good network, trained on MNIST if it is available, else on digits."""
     workdir = tmp_path_factory.mktemp("reader") / "run"
-    known = os.environ.get("MNIST_FLAX_MANUAL_DIR")
-    flags = ("--dataset", "mnist", "--preset", "quick") if known else (*SMALL, "--epochs", "30")
+    has_mnist = os.environ.get("MNIST_FLAX_MANUAL_DIR")
+    flags = ("--dataset", "mnist", "--preset", "quick") if has_mnist else (*SMALL, "--epochs", "30")
     assert run.main(["--workdir", str(workdir), *flags, "--no-report"]) == 0
     return workdir
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a screen, for Playwright."""
+    """Headless Chromium, for Playwright."""
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
@@ -100,15 +98,8 @@ def manual_dir() -> Path:
     return Path(folder)
 
 
-def script(name: str) -> ModuleType:
-    """One of the experiments' scripts, as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXPERIMENTS))
-        return importlib.import_module(name)
-
-
 def start(*args: str, **environment: str) -> subprocess.Popen[str]:
-    """Starts the command in a process of its own."""
+    """Starts the command in a subprocess."""
     return subprocess.Popen(
         [sys.executable, "-m", "mnist_flax.run", *args],
         stdout=subprocess.PIPE,
@@ -120,9 +111,9 @@ def start(*args: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def with_biases(params: Any) -> Any:
-    """Moves all biases off zero, where a blank image has ReLU exactly at its kink.
+    """Moves all biases away from zero, where a blank image has ReLU exactly at its kink.
 
-    There the derivative may be 0 or 1, and which one it is, rounding decides.
+    There rounding decides whether the derivative is 0 or 1.
     """
     return {
         layer: leaves | {"bias": leaves["bias"] + jnp.float32(0.01)}
@@ -150,6 +141,6 @@ def to_device(arrays: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
 
 
 def reference_config(**changes: Any) -> Config:
-    from mnist_flax.config import PRESETS
+    from mnist_flax.core.config import PRESETS
 
     return dataclasses.replace(PRESETS["reference"], **changes)

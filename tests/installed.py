@@ -1,4 +1,4 @@
-"""The package as others install it, in an environment that has nothing of the checkout."""
+"""The installed package, in an environment without the checkout."""
 
 import os
 import subprocess
@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# pip fetches nothing: the package alone is built and installed, by what is installed already.
+# pip downloads nothing: only this package is built and installed, beside installed packages.
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
-ALONE = ("--no-deps", "--no-build-isolation", "--no-index")
+OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index")
 
 
 def command(*arguments, cwd):
-    """The output of a command that knows nothing of this process's own packages."""
+    """The output of a command that does not inherit this process's Python and pip settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
-    ended = subprocess.run(
+    result = subprocess.run(
         list(map(str, arguments)), cwd=cwd, env=environment, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr + ended.stdout
-    return ended.stdout
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result.stdout
 
 
 @pytest.fixture(scope="session")
@@ -40,19 +40,19 @@ def source(tmp_path_factory):
 def wheel(source, tmp_path_factory):
     """The wheel, built from the source distribution."""
     folder = tmp_path_factory.mktemp("wheel")
-    command(*PIP, "wheel", *ALONE, "--wheel-dir", folder, source, cwd=folder)
+    command(*PIP, "wheel", *OFFLINE, "--wheel-dir", folder, source, cwd=folder)
     return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="session")
 def clean(wheel, tmp_path_factory):
-    """An environment with the wheel, and this one's other packages, in a folder of its own."""
+    """An environment with the wheel and the other packages of this environment."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
-    command(*PIP, "--python", python, "install", *ALONE, wheel, cwd=folder)
-    # Added after the installation, which would else look at them. Of a folder that a .pth file
-    # adds no .pth file is read, so an editable installation of the checkout stays unseen.
+    command(*PIP, "--python", python, "install", *OFFLINE, wheel, cwd=folder)
+    # Added after the installation, so that pip ignores them. Python reads no .pth files in a folder
+    # that a .pth file adds, so an editable installation of the checkout has no effect.
     packages = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)})["purelib"]
     others = [path for path in sys.path if Path(path).name.endswith("-packages")]
     (Path(packages) / "others.pth").write_text("\n".join(others) + "\n")

@@ -1,4 +1,4 @@
-"""The page to draw on: what it answers, and the page itself in a real browser."""
+"""The drawing page: its answers, and the page itself in a browser."""
 
 import socket
 import subprocess
@@ -14,7 +14,7 @@ from PIL import Image
 
 from mnist_flax import demo, load
 from tests.conftest import STROKES
-from tests.test_preprocess import seven
+from tests.predict.test_preprocess import seven
 
 gradio = pytest.importorskip("gradio")
 
@@ -24,39 +24,50 @@ def answer(reader):
     return demo.answerer(load(reader))
 
 
-def test_an_answer_has_all_that_the_page_shows(answer):
-    given, chances, saliency, said = answer(seven())
-    assert given.shape == (224, 224)
-    assert given.max() == 255
+def test_answer_has_all_outputs_of_the_page(answer):
+    image, probabilities, saliency, message = answer(seven())
+    assert image.shape == (224, 224)
+    assert image.max() == 255
     assert saliency.shape == (224, 224, 3)
     assert np.ptp(saliency) > 100
-    assert list(chances) == [str(digit) for digit in range(10)]
-    assert sum(chances.values()) == pytest.approx(1)
-    assert said.startswith(f"# {max(chances, key=chances.get)}")
+    assert list(probabilities) == [str(digit) for digit in range(10)]
+    assert sum(probabilities.values()) == pytest.approx(1)
+    digit = max(probabilities, key=probabilities.get)
+    assert message.startswith(f"# {digit}\nConfidence: {probabilities[digit]:.1%}")
 
 
-def test_what_is_no_digit_gets_a_message(answer, tmp_path):
-    assert answer(None) == (None, None, None, "Draw a digit, or upload one.")
-    assert "I see no digit" in answer(Image.new("L", (90, 90), 255))[3]
-    (tmp_path / "text.png").write_text("no picture")
-    assert demo._uploaded(answer, str(tmp_path / "text.png"))[3].startswith("That is not a picture")
-    assert demo._drawn(None) is None
+def test_low_confidence_is_reported(answer, monkeypatch):
+    for threshold, is_low in ((0.0, False), (1.1, True)):
+        monkeypatch.setattr(demo, "LOW_CONFIDENCE", threshold)
+        assert answer(seven()).message.endswith(" (low)") == is_low
 
 
-def test_who_waits_too_long_is_told_so(monkeypatch):
-    monkeypatch.setattr(demo, "PATIENCE", 0.01)
-    said = demo._in_time(lambda: time.sleep(1) or (None, None, None, "at last"))[3]
-    assert said == "That took too long. Try a smaller picture."
-    monkeypatch.setattr(demo, "PATIENCE", 20)
-    assert demo._in_time(lambda: (None, None, None, "at once"))[3] == "at once"
+def test_inputs_without_a_digit_get_a_message(answer, tmp_path):
+    invitation = (None, None, None, "Draw a digit, or upload one.")
+    assert answer(None) == invitation
+    assert answer(Image.new("L", (90, 90), 255))[3] == "No digit found: the image is blank."
+    (tmp_path / "text.png").write_text("not an image")
+    message = demo._answer_upload(answer, str(tmp_path / "text.png"))[3]
+    assert message == "This file is not an image in a supported format."
+    assert demo._answer_upload(answer, None) == invitation
+    empty = {"composite": Image.new("RGBA", (360, 360))}
+    assert demo._answer_drawing(answer, None) == demo._answer_drawing(answer, empty) == invitation
+
+
+def test_slow_answers_are_abandoned(monkeypatch):
+    monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 0.01)
+    answer = demo._with_timeout(lambda: time.sleep(1) or demo.Answer(message="late"))
+    assert answer.message == "That took too long. Try a smaller image."
+    monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 20)
+    assert demo._with_timeout(lambda text: demo.Answer(message=text), "ok").message == "ok"
 
 
 @pytest.fixture(scope="module")
 def served(reader):
-    """The demo in a process of its own, and its address."""
-    with socket.socket() as free:
-        free.bind((demo.HOST, 0))
-        port = free.getsockname()[1]
+    """The demo in a subprocess, and its address."""
+    with socket.socket() as unused:
+        unused.bind((demo.HOST, 0))
+        port = unused.getsockname()[1]
     command = [sys.executable, "-m", "mnist_flax.demo", "--workdir", str(reader)]
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True)
     try:
@@ -69,13 +80,13 @@ def served(reader):
 
 
 @pytest.fixture(scope="module")
-def page_of_demo(served, browser):
-    """A page in headless Chromium that shows the demo."""
+def browser_page(served, browser):
+    """A page in headless Chromium, and the address of the demo."""
     return browser.new_page(viewport={"width": 1200, "height": 900}), served[1]
 
 
 @pytest.mark.slow
-def test_only_this_machine_is_served_and_only_the_page(served, reader):
+def test_only_the_page_is_served_and_only_to_this_machine(served, reader):
     process, address = served
     listening = [
         connection.laddr.ip
@@ -90,33 +101,33 @@ def test_only_this_machine_is_served_and_only_the_page(served, reader):
 
 
 @pytest.mark.slow
-def test_too_large_a_file_is_not_taken(served):
+def test_large_uploads_are_rejected(served):
     upload = f"{served[1]}/gradio_api/upload"
     sizes = {1_000: 200, 21 * 2**20: 413}
     for size, code in sizes.items():
-        answer = requests.post(upload, files={"files": bytes(size)}, timeout=60)
-        assert answer.status_code == code
-        assert "Traceback" not in answer.text
+        response = requests.post(upload, files={"files": bytes(size)}, timeout=60)
+        assert response.status_code == code
+        assert "Traceback" not in response.text
 
 
 @pytest.mark.slow
-def test_digits_drawn_with_a_mouse_are_read(page_of_demo):
-    page, address = page_of_demo
-    outside, errors = [], []
-    page.on("request", lambda request: outside.append(urlparse(request.url).hostname))
-    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+def test_digits_drawn_with_a_mouse_are_classified(browser_page):
+    page, address = browser_page
+    hosts, errors = [], []
+    page.on("request", lambda request: hosts.append(urlparse(request.url).hostname))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     for digit, points in STROKES.items():
         page.goto(address)
         draw(page, points)
         page.wait_for_selector(f"h1:text-is('{digit}')", timeout=30_000)
-    assert set(outside) <= {demo.HOST, None, ""}
+    assert set(hosts) <= {demo.HOST, None, ""}
     assert errors == []
 
 
 @pytest.mark.slow
-def test_a_second_visitor_and_garbage_are_answered(page_of_demo, tmp_path):
-    first, address = page_of_demo
-    (tmp_path / "text.png").write_text("no picture")
+def test_two_visitors_and_invalid_uploads_get_answers(browser_page, tmp_path):
+    first, address = browser_page
+    (tmp_path / "text.png").write_text("not an image")
     seven().save(tmp_path / "seven.png")
     second = first.context.browser.new_page()
     for page in (first, second):
@@ -127,25 +138,25 @@ def test_a_second_visitor_and_garbage_are_answered(page_of_demo, tmp_path):
     second.close()
     first.goto(address)
     upload(first, tmp_path / "text.png")
-    first.wait_for_selector("text=not a picture", timeout=60_000)
+    first.wait_for_selector("text=not an image", timeout=60_000)
 
 
-def wait_until_it_listens(page):
-    """What is done to a page before that is lost."""
+def wait_until_loaded(page):
+    """Input before that is lost."""
     page.wait_for_selector("canvas", timeout=60_000)
     page.wait_for_timeout(2_000)
 
 
 def upload(page, path):
-    wait_until_it_listens(page)
+    wait_until_loaded(page)
     page.get_by_role("tab", name="Upload").click()
     page.wait_for_selector("[role=tab][aria-selected=true]:has-text('Upload')")
     page.set_input_files("input[type=file] >> nth=-1", path)
 
 
 def draw(page, points):
-    """Draws with the mouse on the white square of the sketchpad."""
-    wait_until_it_listens(page)
+    """Draws with the mouse on the sketchpad's white square."""
+    wait_until_loaded(page)
     box = page.locator("canvas").first.bounding_box()
     side = 288  # pixels: the drawing surface, zoomed to fit
     left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2

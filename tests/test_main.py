@@ -1,4 +1,4 @@
-"""The one command in front of all others."""
+"""The command that dispatches to all others."""
 
 import importlib
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from mnist_flax import __main__, __version__
 
 
-def ask(*arguments, prelude=""):
+def run_script(*arguments, prelude=""):
     """Runs `mnist-flax` as its installed script does."""
     script = (
         f"import sys\nsys.argv[0] = '/somewhere/bin/mnist-flax'\n{prelude}\n"
@@ -20,42 +20,38 @@ def ask(*arguments, prelude=""):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
-def test_help_lists_each_command_and_imports_none(arguments):
-    after = (
+def test_help_describes_each_command_and_imports_nothing_heavy(arguments):
+    print_modules = (
         "import atexit\n"
         "atexit.register(lambda: print(*sorted(m for m in sys.modules if '.' not in m)))"
     )
-    ended = ask(*arguments, prelude=after)
-    assert ended.returncode == 0, ended.stderr
-    *lines, modules = ended.stdout.splitlines()
+    result = run_script(*arguments, prelude=print_modules)
+    assert result.returncode == 0, result.stderr
+    *lines, modules = result.stdout.splitlines()
     for command in __main__.COMMANDS:
-        assert f"  {command:<8}  {__main__.purpose(command)}" in lines
-    assert not {"jax", "flax", "numpy"} & set(modules.split())
+        options = importlib.import_module(f"mnist_flax.{command}").Options
+        description = options.__doc__.splitlines()[0]
+        assert 20 < len(description) < 90
+        assert f"  {command:<8}  {description}" in lines
+    assert not {"jax", "flax", "numpy", "scipy", "PIL", "matplotlib"} & set(modules.split())
 
 
 @pytest.mark.parametrize("command", __main__.COMMANDS)
-def test_a_purpose_is_the_first_line_of_the_commands_help(command):
-    options = importlib.import_module(f"mnist_flax.{command}").Options
-    assert __main__.purpose(command) == options.__doc__.splitlines()[0]
-    assert 20 < len(__main__.purpose(command)) < 90
+def test_the_help_of_a_command_names_it_as_it_was_called(command):
+    result = run_script(command, "--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: mnist-flax {command} [-h]")
 
 
-@pytest.mark.parametrize("command", __main__.COMMANDS)
-def test_a_commands_help_names_it_as_it_was_called(command):
-    ended = ask(command, "--help")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith(f"usage: mnist-flax {command} [-h]")
-
-
-def test_a_commands_mistakes_are_its_own():
-    ended = ask("run", "--workdir", "w", "--epoch", "3")
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: Unrecognized options: --epoch, 3")
-    assert ended.stderr.endswith("; see mnist-flax run --help\n")
+def test_a_mistake_is_reported_by_the_command_itself():
+    result = run_script("run", "--workdir", "w", "--epoch", "3")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: Unrecognized options: --epoch, 3")
+    assert result.stderr.endswith("; see mnist-flax run --help\n")
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "quoted"),
     [
         ("evalute", "'evalute' (perhaps you meant evaluate?)"),
         ("zebra", "'zebra'"),
@@ -63,13 +59,13 @@ def test_a_commands_mistakes_are_its_own():
         ("\x1b[2J", r"'\x1b[2J'"),
     ],
 )
-def test_an_unknown_command_is_told_in_one_line(name, told):
-    ended = ask(name)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == f"error: there is no command {told}; see mnist-flax --help\n"
+def test_an_unknown_command_is_reported_in_one_line(name, quoted):
+    result = run_script(name)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"error: there is no command {quoted}; see mnist-flax --help\n"
 
 
-def test_the_version_also_as_a_module():
+def test_the_module_prints_the_version():
     command = [sys.executable, "-m", "mnist_flax", "--version"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ended.stdout == f"mnist-flax {__version__}\n"
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"mnist-flax {__version__}\n"

@@ -1,0 +1,1 @@
+"""One experiment per question: `python -m experiments.NAME`; see README.md."""

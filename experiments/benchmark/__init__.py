@@ -1,0 +1,1 @@
+"""The benchmark against other frameworks: `python -m experiments.benchmark`."""

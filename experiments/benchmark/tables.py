@@ -1,0 +1,85 @@
+"""The results of the benchmark as tables and a figure."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+TEMPLATE = Path(__file__).with_name("tables.md.jinja")
+TARGETS = (0.9838, 0.99)
+EPOCH = 60_000
+
+LABELS = {
+    "ours": "mnist_flax, reference recipe",
+    "ours_default": "mnist_flax, default preset",
+    "ours_quick": "mnist_flax, quick preset",
+    "ours_quick_again": "mnist_flax, quick preset, compiled by an earlier run",
+    "keras_tensorflow": "Keras on TensorFlow",
+    "torch": "PyTorch",
+    "torch_channels_last": "PyTorch, channels last",
+    "torch_compiled": "PyTorch, `torch.compile`",
+    "keras_jax": "Keras on JAX",
+    "flax_plain": "Flax, plain",
+}
+# The others are green.
+COLORS = dict(zip(LABELS, ["#56B4E9", "#0072B2", "#CC79A7", "#D55E00", "#E69F00"], strict=False))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The results as tables."""
+    template = jinja2.Template(TEMPLATE.read_text(), keep_trailing_newline=True)
+    targets = [f"{target:.2%}" for target in TARGETS]
+    return template.render(result, labels=LABELS, targets=targets)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draws the seconds per epoch, and the accuracy against seconds."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_speed(left, result["speed"]["peers"])
+    if "accuracy" in result:
+        _draw_accuracy(right, result["accuracy"])
+    figure.savefig(path, dpi=110)
+
+
+def _draw_speed(axes: Axes, peers: dict[str, Any]) -> None:
+    rows = sorted(peers.items(), key=lambda item: -item[1]["epoch_seconds"])
+    names = [LABELS[name].replace("`", "") for name, _ in rows]
+    seconds = [row["epoch_seconds"] for _, row in rows]
+    errors = [
+        [row["epoch_seconds"] - EPOCH / row["fastest"] for _, row in rows],
+        [EPOCH / row["slowest"] - row["epoch_seconds"] for _, row in rows],
+    ]
+    colors = ["#0072B2" if name.startswith("ours") else "#999999" for name, _ in rows]
+    bars = axes.barh(names, seconds, xerr=errors, color=colors, error_kw={"elinewidth": 1})
+    axes.bar_label(bars, [f"{value:.1f} s" for value in seconds], padding=8)
+    axes.set_xlim(right=1.25 * max(seconds))
+    axes.set_xlabel("seconds for 60,000 images (median and range)")
+    axes.set_title("An epoch, batch 128, float32")
+
+
+def _draw_accuracy(axes: Axes, part: dict[str, Any]) -> None:
+    for name, row in part.items():
+        for index, curve in enumerate(row["curves"]):
+            axes.plot(
+                [point["seconds"] for point in curve],
+                [100 * point["test_accuracy"] for point in curve],
+                marker="o",
+                markersize=4,
+                color=COLORS.get(name, "#009E73"),
+                label=LABELS[name].replace("`", "") if index == 0 else None,
+            )
+    axes.axhline(100 * TARGETS[0], color="#666666", linestyle="--", linewidth=1)
+    axes.annotate(
+        "98.38 %", (1, 100 * TARGETS[0]), (4, 0), va="center", fontsize="small",
+        xycoords=("axes fraction", "data"), textcoords="offset points",
+    )  # fmt: skip
+    axes.set(xscale="log", xlabel="seconds from the start of the process")
+    axes.set(ylabel="test accuracy, %", title="Time to accuracy, one line per seed")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")

@@ -1,0 +1,1 @@
+"""What the experiments share: provenance of results, and runs of the main command."""

@@ -1,0 +1,67 @@
+"""How results are stored, and what each of them says about its origin."""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+ROOT = RESULTS.parents[1]
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option that all experiments share."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {_main_module()}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the result")
+    return parser
+
+
+def store(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes a result as `<folder>/<name>.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
+
+
+def provenance() -> dict[str, Any]:
+    """The command of this process, the commit, the date and the machine."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", ".", ":!experiments/results")
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "command": shlex.join(["python", "-m", _main_module(), *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD") + ("-dirty" if changed else ""),
+        "date": date.today().isoformat(),
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _processor_name(),
+            "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        },
+    }
+
+
+def _main_module() -> str:
+    """The module that `python -m` has started."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = cpuinfo.read_text().split("model name")[1:] if cpuinfo.exists() else []
+    return names[0].split("\n")[0].strip("\t :") if names else platform.processor()

@@ -1,0 +1,1 @@
+"""What happens to runs in practice, tried many times: `python -m experiments.faults`."""

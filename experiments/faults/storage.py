@@ -1,0 +1,215 @@
+"""Damaged checkpoints, and disks that are full, read-only or oddly named."""
+
+import itertools
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from experiments.common.provenance import ROOT
+from experiments.faults import datasets, fault
+from experiments.faults.fault import DIGITS, Attempts, Fault, Outcome, check_refusal, repeated
+from experiments.faults.network import NEVER
+
+ARGUMENTS = (*DIGITS, "--no-report")
+
+# From a file, and the same file of another checkpoint.
+DAMAGES: dict[str, Callable[[Path, Path], object]] = {
+    "truncated": lambda path, _: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path, _: path.write_bytes(b""),
+    "one bit flipped": lambda path, _: path.write_bytes(_flip_bit(path.read_bytes())),
+    "deleted": lambda path, _: path.unlink(),
+    "another step's": lambda path, other: shutil.copyfile(other, path),
+}
+
+
+def _flip_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+def unfinished_copy(workdir: Path) -> Path:
+    """A copy of the undisturbed run without its summary, so that it will be resumed."""
+    shutil.copytree(fault.baseline(*ARGUMENTS)[0], workdir)
+    (workdir / "summary.json").unlink()
+    return workdir
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    """In the same order for every checkpoint: Orbax gives some of them random names."""
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def damaged_newest(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
+    """One file of the newest checkpoint: reported, and the run resumes from the one before."""
+    undisturbed, _ = fault.baseline(*ARGUMENTS)
+    *_, older, newest = sorted((undisturbed / "checkpoints").iterdir(), key=lambda x: int(x.name))
+    cases = list(itertools.product(range(len(_files(newest))), DAMAGES))
+    random.Random(seed).shuffle(cases)
+    for number, (index, kind) in enumerate(cases[:tries]):
+        workdir = unfinished_copy(folder / f"damaged{number}")
+        checkpoints = workdir / "checkpoints"
+        file, other = (_files(checkpoints / step.name)[index] for step in (newest, older))
+        before = file.read_bytes()
+        DAMAGES[kind](file, other)
+        is_damaged = not file.exists() or file.read_bytes() != before
+        code, output, errors = fault.train(workdir, *ARGUMENTS)
+        step = int((older if is_damaged else newest).name)
+        if code:
+            problem = f"code {code}: {errors[-300:]}"
+        elif is_damaged != (f"checkpoint {newest.name} is damaged" in output):
+            problem = f"not reported: {output}"
+        elif f"resuming from step {step:,} " not in output:
+            problem = f"did not resume from the newest intact checkpoint: {output}"
+        else:
+            if is_damaged:
+                shutil.rmtree(checkpoints / f"{newest.name}.damaged")
+            problem = fault.compare(workdir, *ARGUMENTS)
+        yield problem and f"{file.relative_to(checkpoints)}, {kind}: {problem}"
+        shutil.rmtree(workdir)
+
+
+def all_damaged(workdir: Path, number: int, rng: random.Random) -> Outcome:
+    """Every checkpoint: refused without any change."""
+    unfinished_copy(workdir)
+    if number % 3 == 0:
+        shutil.rmtree(workdir / "checkpoints")
+        return check_refused(workdir)
+    for checkpoint in (workdir / "checkpoints").iterdir():
+        file = rng.choice(_files(checkpoint))
+        DAMAGES[rng.choice(list(DAMAGES)[:4])](file, file)
+    return check_refused(workdir)
+
+
+def check_refused(workdir: Path, *prefix: str, folder: Path | None = None) -> Outcome:
+    """What is wrong with a refusal to train in a workdir, or what it changed in the folder."""
+    folder = folder or workdir
+
+    def read() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = read()
+    code, _, errors = fault.finish(fault.start(workdir, *ARGUMENTS, prefix=prefix))
+    problem = check_refusal(code, errors)
+    if problem is None and read() != before:
+        return f"{sorted(read().keys() ^ before.keys()) or 'a file'} was changed"
+    return problem and f"{workdir.name}: {problem}"
+
+
+def full_disk(folder: Path, number: int, rng: random.Random) -> Outcome:
+    """A disk of a few hundred KiB to some MiB; with more space the run ends as undisturbed."""
+    disk, copy, errors = (folder / name for name in ("disk", "copy", "errors"))
+    size = f"{rng.randrange(40, 4000)}k"
+    # The disk disappears with the shell, which therefore copies its content.
+    script = (
+        f'"$@" 2> "{errors}"; code=$?\n'
+        f'mount -o remount,size=100m "{disk}"; [ $code = 0 ] || "$@" >&2 || exit 98\n'
+        f'cp -r "{disk}/run" "{copy}"; exit $code'
+    )
+    prefix = with_disk(disk, size, script)
+    code, _, text = fault.finish(fault.start(disk / "run", *ARGUMENTS, prefix=prefix))
+    if code not in (0, 2):
+        return f"{size}: code {code}: {text[-300:]}"
+    problem = check_refusal(2, errors.read_text()) if code else None
+    return problem or fault.compare(copy, *ARGUMENTS)
+
+
+def full_while_preparing(folder: Path, number: int, rng: random.Random) -> Outcome:
+    """A disk with too little space for a small dataset; with more space it is prepared."""
+    disk, (source, _) = folder / "disk", datasets.prepared()
+    size = f"{rng.randrange(4, 600)}k"
+    prepare = (
+        "import sys, pathlib\n"
+        "from experiments.faults.datasets import expecting, load, verdict\n"
+        "disk, source = map(pathlib.Path, sys.argv[1:3])\n"
+        "with expecting(source / 'originals'):\n"
+        "    expected = load(source / 'data')\n"
+        "    prepare = lambda: load(disk, source / 'originals')\n"
+        "    print(verdict(prepare, expected, sys.argv[3], disk) or '')\n"
+    )
+    script = (
+        f'"$@" "{disk}" || exit 98\nmount -o remount,size=100m "{disk}"; "$@" "{NEVER}" || exit 97'
+    )
+    command = [*with_disk(disk, size, script), sys.executable, "-c", prepare, disk, source]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=fault.TIMEOUT, check=False
+    )
+    problem = ended.stdout.replace("\n", "") or ended.stderr * (ended.returncode > 0)
+    return (problem and f"{size}: {problem[-300:]}") or None
+
+
+def with_disk(disk: Path, size: str, script: str) -> list[str]:
+    """Runs a shell script, whose arguments are a command, with a small disk."""
+    disk.mkdir(parents=True)
+    mount = f'mount -t tmpfs -o size={size} tmpfs "{disk}" || exit 99\n'
+    return ["unshare", "-rm", "sh", "-c", mount + script, "sh"]
+
+
+def can_mount() -> bool:
+    """Whether this user may mount a disk in a namespace."""
+    probe = "unshare -rm mount -t tmpfs tmpfs /mnt"
+    return subprocess.run(["sh", "-c", probe], capture_output=True, check=False).returncode == 0
+
+
+def unusable_workdirs(folder: Path) -> Iterator[Outcome]:
+    """Workdirs that cannot be used, or contain what they should not."""
+    if os.geteuid() or shutil.which("setpriv"):
+        workdir = unfinished_copy(folder / "no permission")
+        folders = (workdir / "checkpoints", workdir)
+        for path in folders:
+            path.chmod(0o500)
+        # Root needs no permission unless it gives up this capability.
+        drop = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+        outcome = check_refused(workdir, *(() if os.geteuid() else drop))
+        for path in reversed(folders):
+            path.chmod(0o700)
+        yield outcome
+    if can_mount():
+        workdir = unfinished_copy(folder / "read-only")
+        script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" || exit 99; shift; "$@"'
+        yield check_refused(workdir, "unshare", "-rm", "sh", "-c", script, "sh", str(workdir))
+    (folder / "file").write_text("mine")
+    yield check_refused(folder / "file", folder=folder)
+    yield check_refused(folder / "file" / "run", folder=folder)
+    workdir, outside = unfinished_copy(folder / "link inside"), folder / "outside"
+    outside.mkdir()
+    shutil.rmtree(workdir / "tensorboard")
+    (workdir / "tensorboard").symlink_to(outside)
+    yield check_refused(workdir, folder=folder)
+    for name in ("checkpoints", "tensorboard", "metrics.jsonl", "config.json", "environment.json"):
+        workdir = unfinished_copy(folder / f"{name} replaced")
+        if (workdir / name).is_dir():
+            shutil.rmtree(workdir / name)
+            (workdir / name).write_text("mine")
+        else:
+            (workdir / name).unlink()
+            (workdir / name).mkdir()
+        yield check_refused(workdir)
+
+
+def odd_paths(folder: Path) -> Iterator[Outcome]:
+    """Names that must not matter."""
+    (folder / "real").mkdir()
+    (folder / "link").symlink_to(folder / "real")
+    names = ("with  spaces and ünï çødé 数字", "new/folders/below", "link", "-", "%s {0} $HOME ~")
+    for workdir in (*map(folder.joinpath, names), Path(os.path.relpath(folder / "relative"))):
+        _, _, errors = fault.train(workdir, *ARGUMENTS)
+        yield errors or fault.compare(workdir, *ARGUMENTS)
+
+
+def first_of(outcomes: Callable[[Path], Iterator[Outcome]]) -> Attempts:
+    """The first tries of a fixed list."""
+    return lambda folder, tries, _: itertools.islice(outcomes(folder), tries)
+
+
+FAULTS = (
+    Fault("a damaged file in the newest checkpoint", damaged_newest, 100, 5),
+    Fault("all checkpoints damaged or gone", repeated(all_damaged), 12, 2),
+    Fault("a full disk", repeated(full_disk, can_mount), 24, 2),
+    Fault("a full disk under the data", repeated(full_while_preparing, can_mount), 24, 2),
+    Fault("a workdir that cannot be used", first_of(unusable_workdirs), 10, 4),
+    Fault("a workdir with an odd path", first_of(odd_paths), 6, 2),
+)

@@ -1,0 +1,182 @@
+"""How close is training to the limits of this machine, and how soon is it accurate?
+
+python -m experiments.roofline --seeds 30 --precision tf32
+
+For CPU, GPU and TPU alike. Compares the arithmetic and the memory traffic of a step with a
+large matrix product and a large copy on the same device. Trains many seeds for 1, 2, ... epochs,
+without the time to compile, until the mean test accuracy reaches 99 %.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments.common.provenance import make_parser, provenance, store
+from mnist_flax.core import inference, model, sharding, train
+from mnist_flax.core.config import PRESETS, Config
+from mnist_flax.data.dataset import load_dataset
+from mnist_flax.engine.environment import current_environment
+from mnist_flax.engine.seed_stats import seed_statistics
+
+TARGET = 0.99
+
+
+def main() -> None:
+    """Runs all measurements and stores them."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--precision", default="float32", choices=("float32", "tf32", "bfloat16"))
+    parser.add_argument("--batch-size", type=int, default=PRESETS["default"].batch_size)
+    parser.add_argument("--epochs", type=int, default=5, help="the largest number of epochs")
+    parser.add_argument("--dataset", default="mnist")
+    options = parser.parse_args()
+    settings = {name: getattr(options, name) for name in ("precision", "batch_size", "dataset")}
+    config = dataclasses.replace(PRESETS["default"], **settings)
+    dataset = load_dataset(options.dataset)
+    arrays = jax.device_put((dataset.train, dataset.test))
+    result = provenance() | {"environment": current_environment(), **settings, "budgets": []}
+    for epochs in range(1, options.epochs + 1):
+        budget = time_training(dataclasses.replace(config, epochs=epochs), arrays, options.seeds)
+        result["budgets"].append(budget)
+        accuracy, seconds = budget["test_accuracy"], budget["seconds"]
+        print(f"{epochs} epochs: {accuracy['mean']:.2%} in {seconds['median']:.3f} s", flush=True)
+        if accuracy["mean"] >= TARGET:
+            break
+    fastest = max(budget["images_per_second"] for budget in result["budgets"])
+    result["machine_limits"] = compare_with_limits(config, fastest)
+    print(json.dumps(result["machine_limits"], indent=2))
+    store(f"roofline_{jax.default_backend()}_{options.precision}", result, options.output)
+
+
+def time_training(config: Config, arrays: Any, seeds: int) -> dict[str, Any]:
+    """Trains networks one after the other; the time to compile is not in their seconds."""
+    (images, labels), (images_test, labels_test) = arrays
+    step_count = jnp.int32(config.steps_per_epoch)
+
+    def run(key: jax.Array) -> train.TrainState:
+        # The host waits for the device only at the end.
+        state = train.create_state(key, config=config)
+        for epoch in range(config.epochs):
+            order = train.epoch_order(key, jnp.int32(epoch), config)
+            state = train.train_steps(state, images, labels, order, key, step_count, config=config)
+        return jax.block_until_ready(state)
+
+    def measure_accuracy(state: train.TrainState) -> float:
+        logits = inference.predict_logits(state.params, images_test, config=config)
+        scores = inference.loss_and_accuracy(np.asarray(logits)[None], np.asarray(labels_test))
+        return float(scores["accuracy"][0])
+
+    start = time.perf_counter()
+    measure_accuracy(run(jax.random.key(0)))
+    first_seconds = time.perf_counter() - start
+    seconds, accuracies = [], []
+    for seed in range(seeds):
+        key = jax.random.key(seed)
+        start = time.perf_counter()
+        state = run(key)
+        seconds.append(time.perf_counter() - start)
+        accuracies.append(measure_accuracy(state))
+    return {
+        "epochs": config.epochs,
+        "first_run_seconds": first_seconds,  # includes compilation
+        "seconds": {"median": statistics.median(seconds), "per_seed": seconds},
+        "images_per_second": config.train_examples * config.epochs / statistics.median(seconds),
+        "test_accuracy": seed_statistics(accuracies),
+        "n": seeds,
+    }
+
+
+def compare_with_limits(config: Config, images_per_second: float) -> dict[str, Any]:
+    """The arithmetic and memory traffic of a step as shares of the device's measured best."""
+    on_cpu = sharding.on_cpu()
+    # At most one micro-batch: XLA counts the body of a loop only once.
+    batch = min(config.batch_size, sharding.CPU_MICRO_BATCH) if on_cpu else config.batch_size
+    costs = step_costs(dataclasses.replace(config, batch_size=batch))
+    flops, traffic = (costs[name] / batch for name in ("flops", "bytes accessed"))
+    plain = plain_flops(config.input_size)
+    product = best_product(2048 if on_cpu else 8192, config.precision)
+    copy = best_copy(2**26 if on_cpu else 2**30)
+    return {
+        "images_per_second": images_per_second,
+        "plain_flops_per_image": plain,
+        "compiled_flops_per_image": flops,
+        "compiled_bytes_per_image": traffic,
+        "flops_per_second_of_a_large_product": product,
+        "bytes_per_second_of_a_large_copy": copy,
+        "plain_arithmetic_of_best": plain * images_per_second / product,
+        "compiled_arithmetic_of_best": flops * images_per_second / product,
+        # Caches serve much of it, so this may exceed 1.
+        "compiled_traffic_of_best": traffic * images_per_second / copy,
+    }
+
+
+def step_costs(config: Config) -> dict[str, float]:
+    """XLA's counts for one step: `flops` and `bytes accessed`."""
+    key = jax.random.key(0)
+    state = jax.eval_shape(functools.partial(train.create_state, config=config), key)
+    batch = {
+        "images": jax.ShapeDtypeStruct((config.batch_size, 28, 28, 1), jnp.uint8),
+        "labels": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+        "weights": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32),
+    }
+    step = jax.jit(train.train_step, static_argnames="config")
+    costs: Any = step.lower(state, batch, key, config=config).compile().cost_analysis()
+    return costs
+
+
+def plain_flops(size: int) -> int:
+    """Multiplications and additions for an image, forward and backward, by direct convolution.
+
+    Only outputs that are used count. The backward pass costs as much again for the kernels, and
+    for the inputs, except those of the first layer.
+    """
+    side, channels, total = model.visible_size(size), 1, 0
+    for block in range(model.NUM_BLOCKS):
+        products = (side - 2) ** 2 * 9 * channels * 64
+        total += 2 * products * (2 if block == 0 else 3)
+        side, channels = (side - 2) // 2, 64
+    for inputs, outputs in ((64, 64), (64, 32), (32, 10)):
+        total += 2 * inputs * outputs * 3
+    return total
+
+
+def best_product(size: int, precision: str) -> float:
+    """Operations per second of a large matrix product."""
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
+        seconds = best_seconds(jax.jit(lambda a: a @ a), a)
+    return 2 * size**3 / seconds
+
+
+def best_copy(size: int) -> float:
+    """Bytes per second, read and written, of updates in place of an array of `size` bytes."""
+    repeats = 8
+    a = jnp.zeros(size // 4, jnp.float32)
+    update = jax.jit(lambda a: lax.fori_loop(0, repeats, lambda _, a: a + 1, a))
+    return 2 * size * repeats / best_seconds(update, a)
+
+
+def best_seconds(function: Callable[[jax.Array], jax.Array], argument: jax.Array) -> float:
+    """The shortest of ten calls after a first one."""
+    jax.block_until_ready(function(argument))
+    best = math.inf
+    for _ in range(10):
+        start = time.perf_counter()
+        jax.block_until_ready(function(argument))
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The mathematics: pure functions from arrays and a config to arrays."""

@@ -1,0 +1,163 @@
+"""Training as pure functions: the state, the loss, one step, and a loop of steps.
+
+All randomness is derived from `(key, step)` and `(key, epoch)`, so a state that is restored from
+any step continues exactly as if the training had not stopped.
+"""
+
+import functools
+from typing import TypedDict
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+from jaxtyping import Float32, Int32, Key, UInt8
+
+from mnist_flax.core import model, sharding
+from mnist_flax.core.augment import augment, to_float
+from mnist_flax.core.config import Config
+from mnist_flax.core.optimizer import make_optimizer
+
+# What `fold_in` derives from the seed's key. New streams get new numbers.
+INIT_STREAM, ORDER_STREAM, AUGMENT_STREAM = range(3)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes, and so everything that a checkpoint holds."""
+
+    step: Int32[Array, ""]  # optimizer steps taken
+    params: model.Params
+    opt_state: optax.OptState
+    epoch_loss: Float32[Array, ""]  # training loss summed over the epoch's images so far
+
+
+class Batch(TypedDict):
+    """The images of one step. The weight is 1, or 0 for an image that only fills the batch."""
+
+    images: UInt8[Array, "batch 28 28 1"]
+    labels: Int32[Array, " batch"]
+    weights: Float32[Array, " batch"]
+
+
+class StepMetrics(TypedDict):
+    """Measured in one step, before the update: the mean loss in nats, and norms."""
+
+    loss: Float32[Array, ""]
+    gradient_norm: Float32[Array, ""]
+    update_norm: Float32[Array, ""]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def create_state(key: Key[Array, ""], config: Config) -> TrainState:
+    """The state before the first step."""
+    init_key = jax.random.fold_in(key, INIT_STREAM)
+    params = model.init(init_key, config.input_size, config.channels)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=make_optimizer(config).init(params),
+        epoch_loss=jnp.zeros((), jnp.float32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def epoch_order(
+    key: Key[Array, ""], epoch: Int32[Array, ""], config: Config
+) -> Int32[Array, "steps batch"]:
+    """The indices of the images of each step of an epoch, in random order.
+
+    Every image comes once. If the batch size does not divide their number, the last step is
+    filled with an index past the end, which stands for no image: that step averages over fewer.
+    """
+    epoch_key = jax.random.fold_in(jax.random.fold_in(key, ORDER_STREAM), epoch)
+    order = jax.random.permutation(epoch_key, config.train_examples).astype(jnp.int32)
+    missing = config.steps_per_epoch * config.batch_size - config.train_examples
+    padded = jnp.pad(order, (0, missing), constant_values=config.train_examples)
+    return padded.reshape((config.steps_per_epoch, config.batch_size))
+
+
+def gather_batch(
+    images: UInt8[Array, "N 28 28 1"], labels: Int32[Array, " N"], indices: Int32[Array, " batch"]
+) -> Batch:
+    """The batch of the images at some indices; an index past the end gets weight 0."""
+    return {
+        "images": images.at[indices].get(mode="clip"),
+        "labels": labels.at[indices].get(mode="clip"),
+        "weights": (indices < images.shape[0]).astype(jnp.float32),
+    }
+
+
+def weighted_loss_sum(
+    params: model.Params,
+    images: UInt8[Array, "batch size size 1"],
+    labels: Int32[Array, " batch"],
+    weights: Float32[Array, " batch"],
+    precision: str = "float32",
+) -> Float32[Array, ""]:
+    """The cross-entropy of cropped images in nats, summed with weights."""
+    logits = model.apply(params, to_float(images), precision)
+    return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def train_step(
+    state: TrainState, batch: Batch, key: Key[Array, ""], config: Config
+) -> tuple[TrainState, StepMetrics]:
+    """One update of the parameters, with the state after `state.step` updates and the run's key."""
+    step_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), state.step)
+    images = augment(step_key, batch["images"], config)
+    loss_sum = functools.partial(weighted_loss_sum, precision=config.precision)
+    loss, gradients = sharding.accumulate_gradients(
+        jax.value_and_grad(loss_sum), state.params, images, batch["labels"], batch["weights"]
+    )
+    count = batch["weights"].sum()
+    gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
+    # optax raises a float to the power of an int, which "strict" promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = make_optimizer(config).update(gradients, state.opt_state, state.params)
+    is_first = state.step % config.steps_per_epoch == 0
+    next_state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),  # pyright: ignore[reportArgumentType]
+        opt_state=opt_state,
+        epoch_loss=jnp.where(is_first, jnp.float32(0), state.epoch_loss) + loss,
+    )
+    return next_state, {
+        "loss": loss / count,
+        "gradient_norm": optax.tree.norm(gradients),
+        "update_norm": optax.tree.norm(updates),
+    }
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
+def train_steps(
+    state: TrainState,
+    images: UInt8[Array, "N 28 28 1"],
+    labels: Int32[Array, " N"],
+    order: Int32[Array, "steps batch"],
+    key: Key[Array, ""],
+    num_steps: Int32[Array, ""],
+    config: Config,
+) -> TrainState:
+    """Takes `num_steps` steps, which must not go past the end of the epoch.
+
+    The number of steps is an argument of the compiled program, so one program serves an epoch and
+    any part of it, with the same bits however the epoch is divided. The given state is donated.
+
+    Args:
+      state: after `state.step` updates.
+      images: all training images.
+      labels: of all training images.
+      order: the `epoch_order` of the epoch that `state.step` is in.
+      key: of the run.
+      num_steps: how many steps to take.
+      config: of the run; static.
+    """
+
+    def body(_: Array, state: TrainState) -> TrainState:
+        indices = sharding.shard_axis(order[state.step % config.steps_per_epoch], 0)
+        batch = gather_batch(images, labels, indices)
+        return train_step(state, batch, key, config)[0]
+
+    return lax.fori_loop(0, num_steps, body, state)

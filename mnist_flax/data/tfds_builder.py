@@ -1,0 +1,77 @@
+"""Data sets of MNIST's format in TFDS's folders, written and read without TensorFlow.
+
+Importing TFDS takes a second: import this module only where it is needed.
+"""
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+Arrays = tuple[np.ndarray, np.ndarray]
+Examples = Iterator[tuple[int, dict[str, Image.Image | int]]]
+
+FEATURES = {
+    "image": tfds.features.Image(shape=(28, 28, 1)),
+    "label": tfds.features.ClassLabel(num_classes=10),
+}
+
+
+class ArrayBuilder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
+    """Writes images uint8 [N, 28, 28, 1] and labels int32 [N] as TFDS's builder of MNIST does."""
+
+    def __init__(self, name: str, version: str, splits: Mapping[str, Arrays], root: Path):
+        self.splits = splits
+        super().__init__(
+            name=name,
+            version=version,
+            features=tfds.features.FeaturesDict(FEATURES),
+            split_datasets={},
+            data_dir=root,
+            description=f"{name}, prepared by mnist-flax from the original files",
+            file_format="array_record",
+        )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        info = super()._info()
+        # It would look for more on the network, and leave an empty temporary folder behind.
+        info.initialize_from_bucket = lambda: None
+        return info
+
+    # The base class imports TensorFlow to look at the type of `split_datasets`.
+    def _split_generators(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, dl_manager: object
+    ) -> dict[str, Examples]:
+        return {split: _examples(*arrays) for split, arrays in self.splits.items()}
+
+    def prepare(self) -> None:
+        """Writes all examples in TFDS's shuffled order, or nothing."""
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.download_and_prepare(download_config=config)
+
+
+def _examples(images: np.ndarray, labels: np.ndarray) -> Examples:
+    for index, (image, label) in enumerate(zip(images[..., 0], labels, strict=True)):
+        yield index, {"image": Image.fromarray(image), "label": int(label)}
+
+
+def read_split(folder: Path, split: str) -> Arrays:
+    """Images uint8 [N, 28, 28, 1] and labels int32 [N] of a split in a prepared folder."""
+    builder: Any = tfds.builder_from_directory(folder)
+    decoders = {"image": tfds.decode.SkipDecoding()}  # TFDS warns if OpenCV is missing
+    source = builder.as_data_source(split, decoders=decoders)
+    images, labels = [], []
+    for example in tqdm(source, desc=f"reading {split}", disable=not sys.stderr.isatty()):
+        images.append(np.asarray(Image.open(io.BytesIO(example["image"]))))
+        labels.append(example["label"])
+    return np.stack(images)[..., np.newaxis], np.array(labels, np.int32)

@@ -1,0 +1,1 @@
+"""What the commands share: options, files, checkpoints, devices, seeds."""

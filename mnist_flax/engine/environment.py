@@ -1,0 +1,75 @@
+"""What the bits of a result depend on besides the config, and deterministic kernels on GPU."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from mnist_flax.core.config import UserError
+
+# Versions and hardware by name, as `environment.json` holds them.
+Environment = dict[str, str | int]
+
+PACKAGES = (
+    *("mnist-flax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
+    "numpy",
+)
+
+# XLA's compiler option for kernels that add in a fixed order and are chosen without timing them:
+# https://github.com/openxla/xla/blob/main/docs/determinism.md
+DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True}
+
+# A change of these does not change the bits of a result.
+IRRELEVANT = {"python", "orbax-checkpoint", "tensorflow-datasets"}
+IRRELEVANT_ON_ACCELERATORS = {"cores", "processor"}
+
+
+def current_environment() -> Environment:
+    """Versions and hardware, as far as the bits of a result may depend on them."""
+    import jax
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        # XLA divides a sum among the cores.
+        "cores": (len(affinity(0)) if affinity else os.cpu_count()) or 1,
+        "processor": processor_fingerprint(),
+    }
+
+
+def diff_environments(old: Environment, new: Environment) -> list[str]:
+    """One text for each entry that differs and may change the bits of a result."""
+    ignored = IRRELEVANT | (IRRELEVANT_ON_ACCELERATORS if new["backend"] != "cpu" else set())
+    return [
+        f"{name} was {old.get(name)}, now {new[name]}"
+        for name in new
+        if name not in ignored and old.get(name) != new[name]
+    ]
+
+
+def require_deterministic_backend() -> None:
+    """Raises a UserError if `DETERMINISTIC_OPTIONS` do not give the same bits on these devices."""
+    import jax
+
+    backend = jax.default_backend()
+    version = jax.devices()[0].client.platform_version
+    if backend != "cpu" and not (backend == "gpu" and "cuda" in version.lower()):
+        raise UserError(
+            f"--deterministic is supported on CPU and on NVIDIA GPUs, but not on {backend} "
+            f"({' '.join(version.split())[:60]}); leave it out"
+        )
+
+
+def processor_fingerprint() -> str:
+    """A hash of the processor's model and features, by which XLA chooses its instructions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    text = " ".join([platform.machine(), *sorted(features)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

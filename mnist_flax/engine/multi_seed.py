@@ -1,0 +1,88 @@
+"""Many seeds in one program: a function of one network, mapped over the networks of a run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax, stages
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mnist_flax.core import sharding
+from mnist_flax.core.config import Config
+from mnist_flax.engine.environment import DETERMINISTIC_OPTIONS
+
+# On accelerators this many seeds are computed side by side. On CPU it is one after the other: a
+# single one keeps the cores busy and its patches in the cache.
+SEEDS_AT_ONCE = 64
+
+
+def make_keys(config: Config, placement: NamedSharding) -> jax.Array:
+    """The key of the run; with several seeds, one key for each."""
+
+    def make() -> jax.Array:
+        if config.num_seeds == 1:
+            return jax.random.key(config.seed)
+        seeds = np.arange(config.seed, config.seed + config.num_seeds, dtype=np.uint32)
+        return jax.vmap(jax.random.key)(seeds)
+
+    return jax.jit(make, out_shardings=placement)()
+
+
+def map_over_seeds(
+    function: Callable[..., Any],
+    num_mapped: int,
+    config: Config,
+    mesh: Mesh,
+    donate: tuple[int, ...] = (),
+) -> stages.Wrapped:
+    """A function of one network, jitted, and mapped over the seeds if there are several.
+
+    Args:
+      function: takes and returns pytrees of arrays.
+      num_mapped: how many of its arguments, the first ones, each seed has its own of; they have a
+        leading axis for the seeds. The other arguments are shared by all seeds.
+      config: decides the number of seeds.
+      mesh: the devices; the result is placed by `seed_sharding`.
+      donate: the arguments whose memory the result may reuse.
+    """
+    placement = sharding.seed_sharding(mesh, config.num_seeds)
+    if config.num_seeds == 1:
+
+        def single(*arguments: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # `shard_map` does it below
+                return function(*arguments)
+
+        return jax.jit(single, donate_argnums=donate, out_shardings=placement)
+
+    def mapped(*arguments: Any) -> Any:
+        per_seed, shared = arguments[:num_mapped], arguments[num_mapped:]
+        at_once = min(SEEDS_AT_ONCE, config.num_seeds // mesh.shape[sharding.SEED])
+        return lax.map(
+            lambda of_one_seed: function(*of_one_seed, *shared),
+            per_seed,
+            batch_size=None if sharding.on_cpu() else at_once,
+        )
+
+    def on_each_device(*arguments: Any) -> Any:
+        specs = (P(sharding.SEED),) * num_mapped + (P(),) * (len(arguments) - num_mapped)
+        return jax.shard_map(
+            mapped,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=P(sharding.SEED),
+            axis_names={sharding.SEED},
+            check_vma=False,
+        )(*arguments)
+
+    return jax.jit(on_each_device, donate_argnums=donate, out_shardings=placement)
+
+
+def compile_lowered(lowered: stages.Lowered, config: Config) -> stages.Compiled:
+    """Compiles a program; on CPU at LLVM's level 1, which takes two thirds of the time.
+
+    The compiled programs are as fast.
+    """
+    level = {"xla_backend_optimization_level": "1"} if sharding.on_cpu() else {}
+    return lowered.compile(level | (DETERMINISTIC_OPTIONS if config.deterministic else {}))

@@ -1,0 +1,237 @@
+"""The folder of a run: its files, its lock, and what its JSON files hold.
+
+Of several processes only the primary one touches it, by the decorated functions.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from filelock import FileLock, Timeout
+
+from mnist_flax.core.config import Config, UserError, diff_configs, from_dict
+from mnist_flax.engine import files
+from mnist_flax.engine.distributed import is_primary, run_on_primary
+from mnist_flax.engine.environment import Environment
+from mnist_flax.engine.seed_stats import SeedValue, per_seed
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+REPORT = "report"
+LOCK = ".lock"
+CHECKPOINTED = ".checkpointed"  # exists once a first checkpoint is complete
+
+
+class MetricsRow(TypedDict):
+    """One line of `metrics.jsonl`: an evaluated epoch."""
+
+    step: int
+    epoch: int
+    dataset: str
+    learning_rate: float
+    train_loss: SeedValue
+    test_loss: SeedValue
+    test_accuracy: SeedValue
+    validation_loss: NotRequired[SeedValue]
+    validation_accuracy: NotRequired[SeedValue]
+    seconds: float
+    images_per_second: float
+
+
+class Summary(TypedDict):
+    """The content of `summary.json`: the result of a finished run."""
+
+    dataset: str
+    parameters: int
+    """Of each network."""
+    test_examples: int
+    test_accuracy: SeedValue
+    test_loss: SeedValue
+    validation_accuracy: NotRequired[SeedValue]
+    validation_loss: NotRequired[SeedValue]
+    epochs: int
+    steps: int
+    params_sha256: str
+    seconds: dict[str, float]
+    """Duration of each phase, and the `total`."""
+    environment: Environment
+
+
+def read_config(folder: Path) -> Config | None:
+    """The config of the run in a workdir; None if there is no run.
+
+    Raises a UserError if the file is damaged, or from another version.
+    """
+    stored = files.read_json(folder / CONFIG, dict[str, Any])
+    try:
+        return None if stored is None else from_dict(stored)
+    except UserError as error:
+        message = f"{folder / CONFIG} is {error}; correct it, or use another --workdir"
+        raise UserError(message) from error
+
+
+def resolve_config(folder: Path, config: Config) -> Config:
+    """The config to run with in a workdir; writes nothing.
+
+    If a run exists there, the dataset `auto` means the one that it chose. Raises a UserError if
+    the run there has another config, or the folder cannot be read.
+    """
+    stored = read_config(folder)
+    if stored is None:
+        return config
+    if config.dataset == "auto":
+        config = dataclasses.replace(config, dataset=stored.dataset)
+    if differences := "; ".join(diff_configs(stored, config)):
+        hint = "use that config, or another --workdir"
+        raise UserError(f"{folder} holds a run with another config ({differences}); {hint}")
+    return config
+
+
+@contextlib.contextmanager
+def lock_workdir(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir, which is created if it is missing.
+
+    The system releases the lock of a process that dies. A folder that stayed empty is removed.
+    Raises a UserError if another process holds the lock, or the folder cannot be used.
+    """
+    lock = FileLock(folder / LOCK, blocking=False)
+    _acquire(folder, lock)
+    try:
+        yield
+    finally:
+        if is_primary():
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()
+            lock.release()
+
+
+@run_on_primary
+def _acquire(folder: Path, lock: FileLock) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
+        lock.acquire()
+        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout as error:
+        holder = "another process"
+        with contextlib.suppress(OSError):  # it may have ended by now
+            holder = (folder / LOCK).read_text() or holder
+        raise UserError(f"{folder} is in use by {holder}; wait for it, or stop it") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises a UserError if there is a symbolic link in a workdir: its files may lie elsewhere."""
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]} is a link, which a workdir must not contain; remove it")
+
+
+@run_on_primary
+def initialize_workdir(folder: Path, config: Config, environment: Environment) -> Environment:
+    """Stores config and environment of a new run; returns the environment the run began in."""
+    stored = files.read_json(folder / ENVIRONMENT, Environment)
+    if stored is None:
+        files.write_json(folder / ENVIRONMENT, environment)
+    if not (folder / CONFIG).exists():
+        files.write_json(folder / CONFIG, dataclasses.asdict(config))
+        files.fsync(folder.parent, recursive=False)
+    return environment if stored is None else stored
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The result of a finished run; None if there is none. Raises a UserError if it is damaged."""
+    try:
+        return files.read_json(folder / SUMMARY, Summary)
+    except UserError as error:
+        hint = "remove it, and the command that trained the run writes it again"
+        raise UserError(f"{error}; {hint}") from error
+
+
+@run_on_primary
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Stores the result of a run, which is finished from then on."""
+    files.write_json(folder / SUMMARY, summary)
+
+
+def read_metrics(folder: Path) -> list[MetricsRow]:
+    """The rows of `metrics.jsonl` up to the first damaged one.
+
+    A process that is killed while it writes leaves an incomplete last line.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    rows: list[MetricsRow] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = files.parse_json(line, MetricsRow)
+        except ValueError:
+            break
+        if _seed_counts(row) != _seed_counts(rows[0] if rows else row):
+            break
+        rows.append(row)
+    return rows
+
+
+def _seed_counts(row: MetricsRow) -> dict[str, int]:
+    """How many seeds each value is of; the same for all rows of a run."""
+    values: dict[str, Any] = {**row}
+    return {name: len(per_seed(value)) for name, value in values.items() if name != "dataset"}
+
+
+@run_on_primary
+def truncate_metrics(folder: Path, config: Config, last_step: int) -> list[MetricsRow]:
+    """Drops the rows after a step from the file; returns the others.
+
+    A process that is killed between a row and its checkpoint leaves one row too many, which the
+    resumed run writes again. Raises a UserError if rows up to that step are missing, or all
+    checkpoints are.
+    """
+    path = folder / METRICS
+    rows = [row for row in read_metrics(folder) if row["step"] <= last_step]
+    epochs = range(1, last_step // config.steps_per_epoch + 1)
+    missing = set(filter(config.is_evaluated, epochs)) - {row["epoch"] for row in rows}
+    if missing:
+        raise UserError(
+            f"{path} is damaged: epoch {min(missing)} is missing, but there is a checkpoint after "
+            "it; correct that line, or use another --workdir"
+        )
+    if not last_step and (folder / CHECKPOINTED).exists():
+        raise UserError(
+            f"{folder} has had checkpoints, but all of them are gone; restore them, remove "
+            f"{folder} to start again, or use another --workdir"
+        )
+    if path.exists():
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+@run_on_primary
+def append_metrics(folder: Path, row: MetricsRow) -> None:
+    """Adds one row; it is on disk when this returns."""
+    path = folder / METRICS
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        files.fsync(folder, recursive=False)
+
+
+def mark_checkpointed(folder: Path) -> None:
+    """Records that a checkpoint is complete; it is on disk when this returns."""
+    if not (folder / CHECKPOINTED).exists():
+        files.write_text(folder / CHECKPOINTED, "")

@@ -1,0 +1,5 @@
+import sys
+
+from mnist_flax.export.command import main
+
+sys.exit(main())

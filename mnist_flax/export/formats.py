@@ -1,0 +1,198 @@
+"""Converts the networks of a trained run to files for other programs, and runs such files.
+
+All formats compute in float32. StableHLO and ONNX files take `images`, uint8 [N, 28, 28, 1], white
+on black, crop and scale them, and return `probabilities`, float32 [N, 10], the mean of several
+networks. Safetensors files hold the parameters alone.
+"""
+
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from mnist_flax.core import model
+from mnist_flax.core.augment import center_crop, to_float
+from mnist_flax.core.config import IMAGE_SHAPE, Config, UserError
+from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax
+from mnist_flax.engine.trained_model import TrainedModel
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# The oldest that have every operator used here; newer readers accept them.
+ONNX_OPSET, ONNX_IR = 17, 8
+CONV = tuple(f"Conv_{index}" for index in range(model.NUM_BLOCKS))
+DENSE = ("Dense_0", "Dense_1", "Dense_2")
+LAYOUT = (
+    "Conv_i.kernel is [height, width, in, out], Dense_i.kernel is [in, out], after the last "
+    "pooling flattened in the order height, width, channel; with several networks each name "
+    "begins with its seed, as in seed_0.Conv_0.kernel."
+)
+
+Array = np.ndarray | jax.Array
+Layer = dict[str, jax.Array]  # the kernel and the bias
+Predictor = Callable[[np.ndarray], np.ndarray]  # uint8 [N, 28, 28, 1] to probabilities [N, 10]
+
+
+def to_stablehlo(trained: TrainedModel) -> bytes:
+    """A program serialized by `jax.export`, for any number of images on CPU, CUDA and TPU."""
+    networks = list(_params_by_prefix(trained).values())
+    program = jax.jit(lambda x: _probabilities(networks, x, trained.config, conv_pool_lax))
+    images = jax.ShapeDtypeStruct(export.symbolic_shape("N, 28, 28, 1"), jnp.uint8)
+    return bytes(export.export(program, platforms=PLATFORMS)(images).serialize())
+
+
+def load_stablehlo(path: Path) -> Predictor:
+    """Loads a StableHLO file with nothing but JAX."""
+    program = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    return lambda images: np.asarray(program(images))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "conv_pool"))
+def _probabilities(
+    networks: list[model.Params], images: jax.Array, config: Config, conv_pool: ConvPool | None
+) -> jax.Array:
+    """The mean probabilities of the networks, float32 [N, 10], for uint8 [N, 28, 28, 1]."""
+    cropped = to_float(center_crop(images, config))
+    logits = [model.apply(params, cropped, conv_pool=conv_pool) for params in networks]
+    return jax.nn.softmax(jnp.stack(logits)).mean(axis=0)
+
+
+class OnnxGraph:
+    """An ONNX graph under construction, in which each operator has one output."""
+
+    def __init__(self) -> None:
+        self.onnx = _import_extra("onnx")
+        self.nodes: list[object] = []
+        self.constants: list[object] = []
+
+    def add(self, operator: str, name: str, *inputs: str | Array, **attributes: object) -> str:
+        """Appends an operator; returns its name, which is also that of its output.
+
+        Inputs are names of other outputs, or arrays, which become constants.
+        """
+        names = [x if isinstance(x, str) else f"{name}/{index}" for index, x in enumerate(inputs)]
+        for constant, value in zip(names, inputs, strict=True):
+            if not isinstance(value, str):
+                tensor = self.onnx.numpy_helper.from_array(np.asarray(value), constant)
+                self.constants.append(tensor)
+        node = self.onnx.helper.make_node(operator, names, [name], name=name, **attributes)
+        self.nodes.append(node)
+        return name
+
+    def serialize(self, output: str) -> bytes:
+        """The complete graph, checked: uint8 `images` to a float32 output per class."""
+        helper, types = self.onnx.helper, self.onnx.TensorProto
+        images = helper.make_tensor_value_info("images", types.UINT8, ["N", *IMAGE_SHAPE])
+        result = helper.make_tensor_value_info(output, types.FLOAT, ["N", model.NUM_CLASSES])
+        graph = helper.make_graph(self.nodes, "mnist_flax", [images], [result], self.constants)
+        opsets = [helper.make_opsetid("", ONNX_OPSET)]
+        proto = helper.make_model(graph, opset_imports=opsets, producer_name="mnist_flax")
+        proto.ir_version = ONNX_IR
+        self.onnx.checker.check_model(proto, full_check=True)
+        return proto.SerializeToString()
+
+
+def to_onnx(trained: TrainedModel) -> bytes:
+    """A graph of standard operators, for any number of images."""
+    graph = OnnxGraph()
+    pixels = _add_preprocessing(graph, trained.config.input_size)
+    networks = _params_by_prefix(trained).items()
+    outputs = [_add_network(graph, pixels, prefix, params) for prefix, params in networks]
+    return graph.serialize(graph.add("Mean", "probabilities", *outputs))
+
+
+def _add_preprocessing(graph: OnnxGraph, input_size: int) -> str:
+    """Adds the crop and the scaling of `images`: float32 [N, 1, size, size] from 0 to 1."""
+    start = (IMAGE_SHAPE[0] - input_size) // 2
+    stop = start + model.visible_size(input_size)
+    floats = graph.add("Cast", "float", "images", to=graph.onnx.TensorProto.FLOAT)
+    scaled = graph.add("Div", "scaled", floats, np.array(255, np.float32))
+    channels_first = graph.add("Transpose", "channels_first", scaled, perm=[0, 3, 1, 2])
+    starts, stops, axes = np.array([[start, start], [stop, stop], [2, 3]], np.int64)
+    return graph.add("Slice", "visible", channels_first, starts, stops, axes)
+
+
+def _add_network(graph: OnnxGraph, pixels: str, prefix: str, params: model.Params) -> str:
+    """Adds the layers of a network: probabilities [N, 10]."""
+    features = pixels
+    for layer in CONV:
+        features = _add_conv_block(graph, features, prefix + layer, params[layer])
+    channels_last = graph.add("Transpose", f"{prefix}channels_last", features, perm=[0, 2, 3, 1])
+    hidden = graph.add("Flatten", f"{prefix}flat", channels_last)
+    for layer in DENSE[:-1]:
+        dense = _add_dense(graph, hidden, prefix + layer, params[layer])
+        hidden = graph.add("Relu", f"{prefix}{layer}/relu", dense)
+    logits = _add_dense(graph, hidden, prefix + DENSE[-1], params[DENSE[-1]])
+    return graph.add("Softmax", f"{prefix}softmax", logits, axis=1)
+
+
+def _add_conv_block(graph: OnnxGraph, features: str, name: str, layer: Layer) -> str:
+    """Adds a 3x3 convolution, ReLU and 2x2 max-pooling: [N, channels, height, width]."""
+    kernel = np.asarray(layer["kernel"]).transpose((3, 2, 0, 1))
+    conv = graph.add("Conv", name, features, kernel, layer["bias"], kernel_shape=[3, 3])
+    relu = graph.add("Relu", f"{name}/relu", conv)
+    return graph.add("MaxPool", f"{name}/pooled", relu, kernel_shape=[2, 2], strides=[2, 2])
+
+
+def _add_dense(graph: OnnxGraph, inputs: str, name: str, layer: Layer) -> str:
+    """Adds a dense layer: [N, units]."""
+    return graph.add("Gemm", name, inputs, layer["kernel"], layer["bias"])
+
+
+def load_onnx(path: Path) -> Predictor:
+    """Loads an ONNX file with ONNX Runtime."""
+    runtime = _import_extra("onnxruntime")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+def to_safetensors(trained: TrainedModel) -> bytes:
+    """The parameters by name, in the order of the layers; the metadata describe the layout."""
+    tensors = {
+        f"{prefix}{layer}.{name}": np.ascontiguousarray(params[layer][name])
+        for prefix, params in _params_by_prefix(trained).items()
+        for layer in (*CONV, *DENSE)
+        for name in ("kernel", "bias")
+    }
+    config = json.dumps({"input_size": trained.config.input_size})
+    return _import_extra("safetensors.numpy").save(tensors, {"layout": LAYOUT, "config": config})
+
+
+def load_safetensors(path: Path) -> Predictor:
+    """Loads the parameters in a safetensors file into this package's network."""
+    networks: dict[str, model.Params] = {}
+    with _import_extra("safetensors").safe_open(path, "flax") as file:
+        config = Config(**json.loads(file.metadata()["config"]))
+        for key in file.keys():  # noqa: SIM118  (it is not a dict)
+            *prefix, layer, name = key.split(".")
+            network = networks.setdefault(".".join(prefix), {})
+            network.setdefault(layer, {})[name] = file.get_tensor(key)
+    params = list(networks.values())
+    return lambda images: np.asarray(_probabilities(params, jnp.asarray(images), config, None))
+
+
+# How a file is written and how it is loaded.
+FORMATS: dict[str, tuple[Callable[[TrainedModel], bytes], Callable[[Path], Predictor]]] = {
+    "stablehlo": (to_stablehlo, load_stablehlo),
+    "onnx": (to_onnx, load_onnx),
+    "safetensors": (to_safetensors, load_safetensors),
+}
+
+
+def _params_by_prefix(trained: TrainedModel) -> dict[str, model.Params]:
+    """The parameters of each network by the prefix of their names: empty for a single network."""
+    prefixes = [f"seed_{seed}." for seed in trained.seeds] if len(trained.seeds) > 1 else [""]
+    return {prefix: trained.select_seed(index).params for index, prefix in enumerate(prefixes)}
+
+
+def _import_extra(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{name} is missing; pip install 'mnist-flax[export]'") from error

@@ -1,0 +1,148 @@
+"""The command `python -m mnist_flax.predict`: classifies the digits in image files."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import tyro
+
+from mnist_flax.core.config import UserError
+from mnist_flax.engine import cli, files
+from mnist_flax.engine.cli import OptionalPath, RunOptions, escape_unprintable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mnist_flax.engine.trained_model import TrainedModel
+
+PROG = cli.program_name("predict")
+
+# The probability below which a prediction should not be relied on.
+LOW_CONFIDENCE = 0.8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """Classifies the digit in each image: a photo, a scan, a drawing, or an image of MNIST."""
+
+    images: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Image files, folders of them, or patterns such as `'scans/*.png'`."""
+
+    top_k: int = 3
+    """How many digits to list for each image, the most probable first."""
+
+    json: bool = False
+    """Print a JSON object for each image."""
+
+    save_preprocessed: OptionalPath = None
+    """A folder for the network's inputs: a PNG of 28x28 pixels for each image."""
+
+
+class Prediction(TypedDict):
+    """The digit in an image file, as `--json` prints it."""
+
+    file: str
+    digit: int
+    probability: float
+    low_confidence: bool
+    """Whether the probability is below `LOW_CONFIDENCE`."""
+    top: list[tuple[int, float]]
+    """The most probable digits with their probabilities."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code, which is 2 if an image could not be read."""
+    return cli.run_command(_predict_files, argv)
+
+
+def _predict_files(argv: Sequence[str]) -> int:
+    options = cli.parse_options(Options, PROG, argv)
+    workdir = cli.require_workdir(options)
+    if not options.images:
+        raise UserError("no images: name files, or a folder of them")
+    if not 1 <= options.top_k <= 10:
+        raise UserError(f"--top-k must be from 1 to 10, but is {options.top_k}")
+    from mnist_flax.engine.trained_model import load_trained
+
+    cli.enable_compilation_cache()
+    trained = load_trained(workdir, options.checkpoint, options.seed_index)
+    exit_code = 0
+    for path in find_images(options.images):
+        try:
+            prediction = predict_file(trained, path, options.top_k, options.save_preprocessed)
+        except UserError as error:
+            cli.print_status(f"error: {escape_unprintable(str(error))}")
+            exit_code = error.exit_code
+        else:
+            line = json.dumps(prediction) if options.json else format_prediction(prediction)
+            print(line, flush=True)
+    return exit_code
+
+
+def predict_file(
+    trained: "TrainedModel", path: Path, top_k: int = 3, save_to: Path | None = None
+) -> Prediction:
+    """Classifies the digit in an image file; saves the network's input in the folder `save_to`.
+
+    Raises:
+      UserError: the file holds no image, the image shows no digit, or `save_to` is not writable.
+    """
+    from mnist_flax.predict.preprocess import read_image, to_mnist
+
+    image = read_image(path)
+    try:
+        digit_image = to_mnist(image)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if save_to is not None:
+        _save_preprocessed(digit_image, save_to, path)
+    probabilities = trained.probabilities(digit_image[None])[0]
+    ranking = [(int(k), float(probabilities[k])) for k in probabilities.argsort()[::-1]]
+    digit, probability = ranking[0]
+    return {
+        "file": str(path),
+        "digit": digit,
+        "probability": probability,
+        "low_confidence": probability < LOW_CONFIDENCE,
+        "top": ranking[:top_k],
+    }
+
+
+def find_images(names: Sequence[str]) -> Iterator[Path]:
+    """The files that names, folders and patterns stand for; a name without a match is kept."""
+    for name in names:
+        path, matches = Path(name), []
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            path = path.expanduser()
+            if path.is_dir():
+                matches = [x for x in path.iterdir() if x.is_file() and not x.name.startswith(".")]
+            elif not path.exists():
+                matches = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        yield from sorted(matches) or [path]
+
+
+def format_prediction(prediction: Prediction) -> str:
+    """A prediction as one line of text."""
+    file, digit = escape_unprintable(prediction["file"]), prediction["digit"]
+    warning = "  low confidence" if prediction["low_confidence"] else ""
+    others = ", ".join(f"{digit} {probability:.1%}" for digit, probability in prediction["top"][1:])
+    return f"{file}: {digit}  {prediction['probability']:.1%}{warning}{others and f'  ({others})'}"
+
+
+def _save_preprocessed(image: "np.ndarray", folder: Path, source: Path) -> None:
+    """Saves a PNG at the path of its source inside `folder`, as names alone may be equal."""
+    from PIL import Image
+
+    try:
+        cwd, absolute = Path.cwd(), Path(os.path.normpath(source.absolute()))
+        relative = absolute.relative_to(cwd if absolute.is_relative_to(cwd) else absolute.anchor)
+        target = folder / f"{relative}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic_path(target) as temporary:
+            Image.fromarray(image[..., 0]).save(temporary, "PNG")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error

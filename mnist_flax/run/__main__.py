@@ -1,0 +1,5 @@
+import sys
+
+from mnist_flax.run.command import main
+
+sys.exit(main())

@@ -1,0 +1,145 @@
+"""The command `python -m mnist_flax.run`: trains a network.
+
+Exit codes as in `engine.cli`; SIGTERM (143) and Ctrl-C (130) end a training after saving it.
+Imports nothing heavy before it is needed.
+"""
+
+import dataclasses
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+from mnist_flax.core.config import PRESETS, Config
+from mnist_flax.engine import cli, distributed, workdir
+from mnist_flax.engine.cli import DataOptions, OptionalPath
+from mnist_flax.engine.seed_stats import format_percent, mean_of, per_seed
+from mnist_flax.engine.workdir import Summary
+
+PROG = cli.program_name("run")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(DataOptions):
+    """Trains a convolutional network on handwritten digits.
+
+    The same command resumes an interrupted run and leaves a finished one alone.
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+
+    workdir: OptionalPath = None
+    """Folder for everything that the run writes. Required."""
+
+    preset: Literal["default", "quick", "best", "large", "reference"] = "default"
+    """The config to start from; other flags override it. `quick` is one epoch, `best` is 60 with
+    stronger augmentation, `large` has twice the channels, `reference` is the Keras tutorial."""
+
+    distributed: bool = False
+    """Compute this run together with the other processes that Slurm, Open MPI, Cloud TPU or GKE
+    started with this one."""
+
+    coordinator_address: str | None = None
+    """HOST:PORT where process 0 of several listens, if no such launcher started them."""
+
+    num_processes: int | None = None
+    """How many processes compute this run together."""
+
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+    no_report: bool = False
+    """Do not write the report at the end, which takes some seconds."""
+
+    no_compilation_cache: bool = False
+    """Do not keep compiled programs for the next run. Without this flag they go to
+    JAX_COMPILATION_CACHE_DIR or ~/.cache/mnist_flax."""
+
+    print_model: bool = False
+    """Print the table of layers and exit."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+
+    def action(argv: Sequence[str]) -> int:
+        options = parse(argv)
+        return _print_model(options.config) if options.print_model else _run(options)
+
+    interrupted = "interrupted; the same command resumes from the last checkpoint"
+    try:
+        code = cli.run_command(action, argv, interrupted)
+    except Exception:
+        if not distributed.is_distributed():
+            raise
+        # Most often another process is gone.
+        traceback.print_exc()
+        message = "start all processes again, and the run resumes from its last checkpoint"
+        print(f"error: this process or another one failed; {message}", file=sys.stderr)
+        code = 1
+    if code:
+        distributed.exit_now(code)
+    return code
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options on a command line, which override those of its preset; errors as in `cli`."""
+    preset = cli.peek_option(argv, "--preset") or "default"
+    default = Options(config=PRESETS.get(preset, Config()))
+    return cli.parse_options(Options, PROG, argv, default)
+
+
+def _print_model(config: Config) -> int:
+    from mnist_flax.core import model
+
+    print(model.model_summary(config.input_size, config.channels))
+    return 0
+
+
+def _run(options: Options) -> int:
+    message = "--workdir is missing: the folder for everything that the run writes"
+    folder = cli.require_option(options.workdir, message).absolute()
+    config = workdir.resolve_config(folder, options.config)
+    flags = (options.coordinator_address, options.num_processes, options.process_id)
+    if options.distributed or flags != (None, None, None):
+        distributed.initialize(*flags)
+    summary = workdir.read_summary(folder)
+    if summary is not None:
+        _log(f"{folder} holds this run, which is finished: {_describe(summary)}")
+        return 0
+    start = time.perf_counter()
+    from mnist_flax.run import experiment
+
+    import_seconds = time.perf_counter() - start
+    cli.enable_compilation_cache(not options.no_compilation_cache)
+    summary = experiment.run_experiment(
+        config,
+        folder,
+        data_dir=options.data_dir,
+        manual_dir=options.manual_dir,
+        log=_log,
+        import_seconds=import_seconds,
+        with_report=not options.no_report,
+    )
+    result = workdir.SUMMARY if options.no_report else f"{workdir.REPORT}/index.html"
+    _log(f"{_describe(summary)}; see {folder / result}")
+    return 0
+
+
+def _describe(summary: Summary) -> str:
+    seeds = len(per_seed(summary["test_accuracy"]))
+    return (
+        f"{summary['dataset']}: test accuracy {format_percent(summary['test_accuracy'])}"
+        f"{f' ({seeds} seeds)' if seeds > 1 else ''}, "
+        f"test loss {mean_of(summary['test_loss']):.4f}, {summary['seconds']['total']:.0f} s"
+    )
+
+
+def _log(line: str) -> None:
+    if distributed.is_primary():
+        tqdm.write(cli.escape_unprintable(line))
+        sys.stdout.flush()

@@ -1,0 +1,209 @@
+"""A run from data to report: load, compile, restore, train, evaluate, save, report."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mnist_flax.core.config import Config, UserError, diff_configs, from_dict
+from mnist_flax.data.dataset import Dataset, load_dataset
+from mnist_flax.engine import distributed, environment, workdir
+from mnist_flax.engine.checkpoint import CheckpointManager, tree_sha256
+from mnist_flax.engine.distributed import run_on_primary
+from mnist_flax.engine.environment import Environment
+from mnist_flax.engine.seed_stats import mean_of
+from mnist_flax.engine.trained_model import TrainedModel
+from mnist_flax.engine.workdir import MetricsRow, Summary
+from mnist_flax.run import loop
+from mnist_flax.run.compilation import compile_training
+from mnist_flax.run.loop import CHANCE_LOSS, TrainingContext, TrainingInterrupted, step_of
+from mnist_flax.run.tensorboard import TensorBoard
+from mnist_flax.run.timing import Stopwatch
+
+Log = Callable[[str], None]
+
+
+def run_experiment(
+    config: Config,
+    folder: Path,
+    data_dir: Path | None = None,
+    manual_dir: Path | None = None,
+    log: Log = print,
+    import_seconds: float = 0.0,
+    with_report: bool = True,
+) -> Summary:
+    """Runs or resumes the experiment in a workdir; returns the content of `summary.json`.
+
+    Args:
+      config: from `workdir.resolve_config`.
+      folder: the workdir, created if it is missing.
+      data_dir: TFDS's data folder; its default if None.
+      manual_dir: a read-only folder with the original `.gz` files; or None.
+      log: receives the progress, line by line.
+      import_seconds: what importing took, for the summary.
+      with_report: whether to write the report, which takes some seconds.
+
+    Raises:
+      UserError: something that the user can correct.
+      TrainingInterrupted: by SIGTERM or Ctrl-C while training, after saving.
+      TrainingDiverged: the loss or a parameter is not finite, or the loss is far too large.
+    """
+    stopwatch = Stopwatch(import_seconds)
+    log = log if distributed.is_primary() else lambda _: None
+    _require_same_config(config)
+    with workdir.lock_workdir(folder), _explain_disk_errors(folder):
+        dataset = _load_dataset(config, data_dir, manual_dir, log)
+        config = dataclasses.replace(config, dataset=dataset.name)
+        stopwatch.end_phase("data")
+
+        current = _check_environment(folder, config, log)
+        training = compile_training(dataset, config)
+        stopwatch.end_phase("compile")
+
+        checkpoints = CheckpointManager(folder / workdir.CHECKPOINTS, config.max_to_keep, log)
+        with loop.capture_signals() as signals, checkpoints:
+            state = checkpoints.restore(training.abstract_state)
+            if state is None:
+                state = training.create_state()
+            else:
+                log(f"resuming from step {step_of(state):,} of {config.total_steps:,}")
+            start = step_of(state)
+            metrics = workdir.truncate_metrics(folder, config, start)
+            board = TensorBoard(folder / workdir.TENSORBOARD, metrics)
+            with board, loop.progress_bar(config, start) as progress:
+                context = TrainingContext(config, training, checkpoints, signals, progress)
+                for epoch in range(start // config.steps_per_epoch + 1, config.epochs + 1):
+                    state = loop.train_epoch(context, state, epoch)
+                    row = None
+                    if config.is_evaluated(epoch):
+                        row = loop.evaluate_epoch(context, state, epoch)
+                        # Before the checkpoint, so that no checkpoint lacks its row.
+                        workdir.append_metrics(folder, row)
+                        board.write(row)
+                        metrics.append(row)
+                        log(loop.describe_row(row, config))
+                    if config.is_checkpointed(epoch):
+                        checkpoints.save(step_of(state), state, row)
+                    loop.stop_on_signal(context, state)
+        if signum := loop.first_signal(signals):  # while the last checkpoint was being saved
+            raise TrainingInterrupted(signum, step_of(state))
+        stopwatch.end_phase("train")
+
+        params = distributed.gather_to_host(state.params)
+        trained = TrainedModel(config, step_of(state), params)
+        summary = _summarize(trained, dataset, metrics[-1], stopwatch.seconds, current)
+        if with_report:
+            logits = training.predict(state)
+            _write_report(folder, trained, dataset, logits, metrics, summary, log)
+        if mean_of(summary["test_loss"]) > 0.99 * CHANCE_LOSS:
+            log("WARNING: this is no better than guessing; try a lower --learning-rate")
+        workdir.write_summary(folder, summary)
+        return summary
+
+
+def _require_same_config(config: Config) -> None:
+    """Refuses processes that were started with different configs."""
+    primary = run_on_primary(lambda: dataclasses.asdict(config))()
+    differences = diff_configs(from_dict(primary), config)
+    if distributed.allreduce_max(len(differences)):
+        details = "; ".join(differences) or "another process than this one"
+        raise UserError(f"the processes have different configs ({details}); use one for all")
+
+
+def _load_dataset(
+    config: Config, data_dir: Path | None, manual_dir: Path | None, log: Log
+) -> Dataset:
+    """The dataset, which the primary process prepares before the others read it."""
+    loaded: list[Dataset] = []
+
+    def load(name: str) -> str:
+        fraction = config.validation_fraction
+        loaded.append(load_dataset(name, data_dir, manual_dir, fraction, log))
+        return loaded[0].name
+
+    name = run_on_primary(load)(config.dataset)
+    if not loaded:
+        load(name)
+    return loaded[0]
+
+
+def _check_environment(folder: Path, config: Config, log: Log) -> Environment:
+    """Initializes the workdir; reports a changed environment, or refuses it if `deterministic`."""
+    if config.deterministic:
+        environment.require_deterministic_backend()
+    current = environment.current_environment()
+    original = workdir.initialize_workdir(folder, config, current)
+    changes = "; ".join(environment.diff_environments(original, current))
+    if changes and config.deterministic:
+        raise UserError(f"--deterministic cannot resume where {changes}; use another --workdir")
+    if changes:
+        log(f"NOTE: {changes}, so the last bits of the result may differ from now on")
+    return current
+
+
+def _summarize(
+    trained: TrainedModel,
+    dataset: Dataset,
+    row: MetricsRow,
+    seconds: dict[str, float],
+    current: Environment,
+) -> Summary:
+    """The summary of a run, from the last row of its metrics."""
+    summary: Summary = {
+        "dataset": dataset.name,
+        "parameters": trained.num_parameters,
+        "test_examples": len(dataset.test[0]),
+        "test_accuracy": row["test_accuracy"],
+        "test_loss": row["test_loss"],
+        "epochs": trained.config.epochs,
+        "steps": trained.step,
+        "params_sha256": tree_sha256(trained.params),
+        "seconds": seconds,
+        "environment": current,
+    }
+    if "validation_accuracy" in row and "validation_loss" in row:
+        summary["validation_accuracy"] = row["validation_accuracy"]
+        summary["validation_loss"] = row["validation_loss"]
+    return summary
+
+
+@run_on_primary
+def _write_report(
+    folder: Path,
+    trained: TrainedModel,
+    dataset: Dataset,
+    logits: Mapping[str, np.ndarray],
+    metrics: list[MetricsRow],
+    summary: Summary,
+    log: Log,
+) -> None:
+    """Evaluates in detail, and writes the report and TensorBoard's figures."""
+    from mnist_flax.evaluate import metrics as metrics_lib  # takes seconds to import
+    from mnist_flax.evaluate import report
+
+    held_out = None
+    if "validation" in logits:
+        held_out = (logits["validation"], dataset.validation[1])
+    images, labels = dataset.test
+    evaluation = metrics_lib.evaluate_logits(
+        trained, dataset.name, "test", logits["test"], labels, held_out
+    )
+    figures = report.make_figures(trained, images, labels, metrics, evaluation)
+    config = trained.config
+    report.write_report(folder / workdir.REPORT, config, metrics, summary, evaluation, figures)
+    with TensorBoard(folder / workdir.TENSORBOARD, metrics) as board:
+        board.finish(config, summary, figures)
+    for line in report.summary_lines(evaluation):
+        log(line)
+
+
+@contextlib.contextmanager
+def _explain_disk_errors(folder: Path) -> Iterator[None]:
+    """Reports a full or read-only disk in one line."""
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write to {error.filename or folder}: {error.strerror or error}"
+        raise UserError(f"{message}; the earlier checkpoints are intact") from error

@@ -1,0 +1,120 @@
+"""What bits depend on, and the flag for the same bits on a GPU."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.faults import datasets
+from mnist_flax import run
+from mnist_flax.core.config import Config, UserError
+from mnist_flax.engine import environment, multi_seed
+from mnist_flax.run import command
+from tests.conftest import SMALL, read_metrics, read_summary, without_timing
+
+
+def test_on_cpu_the_flag_changes_no_bit(small_run, tmp_path):
+    assert run.main(["--workdir", str(tmp_path), *SMALL, "--deterministic"]) == 0
+    assert read_summary(tmp_path)["params_sha256"] == read_summary(small_run)["params_sha256"]
+    assert without_timing(read_metrics(tmp_path)) == without_timing(read_metrics(small_run))
+
+
+def test_the_flag_decides_the_compiler_options(monkeypatch, config):
+    lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
+    calls = []
+    monkeypatch.setattr(type(lowered), "compile", lambda _, options: calls.append(options))
+    for deterministic in (True, False):
+        multi_seed.compile_lowered(
+            lowered, dataclasses.replace(config, deterministic=deterministic)
+        )
+    assert [options.get("xla_gpu_deterministic_ops", False) for options in calls] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "supported"),
+    [
+        ("cpu", "cpu", True),
+        ("gpu", "PJRT C API\ncuda 13000", True),
+        ("gpu", "PJRT C API\nrocm 70000", False),
+        ("tpu", "PJRT C API\nTFRT TPU v5 lite", False),
+    ],
+)
+def test_the_flag_is_refused_where_it_is_not_supported(monkeypatch, backend, version, supported):
+    device = type("Device", (), {"client": type("Client", (), {"platform_version": version})})
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    if supported:
+        environment.require_deterministic_backend()
+    else:
+        message = rf"supported on CPU and on NVIDIA GPUs, but not on {backend} \(PJRT C API"
+        with pytest.raises(UserError, match=message):
+            environment.require_deterministic_backend()
+
+
+@pytest.mark.parametrize("flags", [[], ["--deterministic"]])
+def test_a_changed_environment_is_reported_or_refused(small_run, tmp_path, capsys, flags):
+    arguments = ["--workdir", str(tmp_path), *SMALL, "--epochs", "1", "--no-report", *flags]
+    assert run.main(arguments) == 0
+    (tmp_path / "summary.json").unlink()
+    path = tmp_path / "environment.json"
+    original = json.loads(path.read_text())
+    assert original == read_summary(small_run)["environment"]
+    path.write_text(json.dumps(original | {"jax": "0.9", "python": "3.10", "cores": 0}))
+    capsys.readouterr()
+    assert run.main(arguments) == (2 if flags else 0)
+    output = "".join(capsys.readouterr())
+    assert f"jax was 0.9, now {jax.__version__}; cores was 0, now {original['cores']}" in output
+    assert "python" not in output
+    message = "--deterministic cannot resume where" if flags else "NOTE: jax was 0.9"
+    assert message in output
+    assert (tmp_path / "summary.json").exists() == (not flags)
+
+
+def test_only_changes_that_may_change_bits_are_reported():
+    current = environment.current_environment()
+    assert environment.diff_environments(current, current) == []
+    assert environment.diff_environments(current | {"orbax-checkpoint": "0"}, current) == []
+    assert environment.diff_environments({}, current)
+    on_gpu = current | {"backend": "gpu"}
+    assert environment.diff_environments(on_gpu | {"cores": 0, "processor": ""}, on_gpu) == []
+
+
+def test_the_flag_is_part_of_the_config():
+    assert Config().deterministic is False
+    assert command.parse(["--workdir", "w", "--deterministic"]).config.deterministic
+
+
+def test_the_folder_of_the_data_changes_no_bit(tmp_path):
+    datasets.write_originals(tmp_path / "manual0", 0)
+    shutil.copytree(tmp_path / "manual0", tmp_path / "manual1")
+    hashes = set()
+    with datasets.expecting(tmp_path / "manual0"):
+        for number in range(2):
+            folders = {"workdir": "run", "data-dir": "data", "manual-dir": "manual"}
+            flags = [f"--{flag}={tmp_path / name}{number}" for flag, name in folders.items()]
+            flags += ["--dataset=mnist", "--epochs=2", "--batch-size=128", "--no-report"]
+            assert run.main(flags) == 0
+            hashes.add(read_summary(tmp_path / f"run{number}")["params_sha256"])
+            assert (tmp_path / f"data{number}" / "mnist").is_dir()
+    assert len(hashes) == 1
+
+
+def test_report_logs_encoding_time_zone_and_folder_change_no_bit(small_run, tmp_path):
+    folder = tmp_path / "elsewhere" / "run"
+    arguments = [sys.executable, "-m", "mnist_flax.run", "--workdir", str(folder), *SMALL]
+    result = subprocess.run(
+        [*arguments, "--no-report"],
+        env=os.environ | {"JAX_LOG_COMPILES": "1", "PYTHONIOENCODING": "ascii", "TZ": "Asia/Tokyo"},
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert b"Finished XLA compilation" in result.stderr
+    assert read_summary(folder)["params_sha256"] == read_summary(small_run)["params_sha256"]
+    assert without_timing(read_metrics(folder)) == without_timing(read_metrics(small_run))

@@ -1,0 +1,206 @@
+"""The experiments with little data, run as a user would."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import ablation, learning_curves, roofline, tutorial_baseline
+from experiments.benchmark.__main__ import time_to_target
+from experiments.benchmark.frameworks import FRAMEWORKS, PARAMETERS, Task
+from experiments.common import provenance
+from mnist_flax.core import model
+from mnist_flax.core.config import PRESETS
+from mnist_flax.data.dataset import Dataset
+from mnist_flax.run.command import parse
+from tests.conftest import ROOT
+
+
+def run(name, *arguments):
+    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+@pytest.mark.slow
+def test_interrupted_experiments_resume(tmp_path):
+    command = [sys.executable, "-m", "experiments.accuracy", "--dataset=digits", "--seeds=1"]
+    command += ["--preset=best", f"--runs={tmp_path}", f"--output={tmp_path}"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,  # all of it receives the signal, as from a terminal
+    ) as process:
+        assert process.stdout
+        before = "".join(itertools.takewhile(lambda line: "epoch 1/" not in line, process.stdout))
+        os.killpg(process.pid, signal.SIGINT)
+        after = process.stdout.read()
+    assert process.returncode == 130
+    assert "Traceback" not in before + after
+    assert "epoch 60/60" not in after
+    assert not list(tmp_path.glob("*.json"))
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "epoch 1/" not in finished
+    assert "epoch 60/60" in finished
+    result = json.loads((tmp_path / "accuracy_best.json").read_text())
+    assert result["n"] == 1
+    assert result["command"].startswith("python -m experiments.accuracy --dataset=digits")
+
+
+@pytest.mark.slow
+def test_benchmark_compares_installed_frameworks(tmp_path):
+    run(
+        "benchmark", "--dataset=digits", "--output", str(tmp_path), "--cores=2", "--rounds=2",
+        "--images=256", "--seeds=1", "--peers", "ours", "flax_plain", "torch", "--race", "ours",
+        "ours_quick_again",
+        "--parts", "speed", "start", "accuracy",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert result["command"].startswith("python -m experiments.benchmark --dataset=digits")
+    table = (tmp_path / "benchmark.md").read_text()
+    peers = result["speed"]["peers"]
+    assert set(peers) | set(result["missing"]) == {"ours", "flax_plain", "torch"}
+    for name in result["missing"]:
+        assert "Not installed, so not measured: PyTorch" in table, name
+    for row in peers.values():
+        assert len(row["rounds"]) == 2
+        assert 0 < row["slowest"] <= row["images_per_second"] <= row["fastest"]
+        assert row["epoch_seconds"] == 60_000 / row["images_per_second"]
+        assert row["peak_bytes"] > 2**20
+    ratios = peers["ours"]["epoch_against_fastest_peer"]["per_round"]
+    rivals = [row["rounds"] for name, row in peers.items() if name != "ours"]
+    for turn, ratio in enumerate(ratios):
+        assert ratio == max(row[turn] for row in rivals) / peers["ours"]["rounds"][turn]
+    for kind in ("cold", "warm"):
+        phases = {name: phase["mean"] for name, phase in result["start"][kind].items()}
+        assert phases.pop("total") == pytest.approx(sum(phases.values()))
+    (curve,) = result["accuracy"]["ours"]["curves"]
+    assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
+    assert result["accuracy"]["ours"]["99.00%"]["reached"] in (0, 1)
+    assert len(result["accuracy"]["ours_quick_again"]["curves"][0]) == 1
+    assert "mnist_flax, reference recipe" in table
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_median_time_to_target_needs_all_seeds():
+    low = [{"seconds": 1.0, "test_accuracy": 0.9}, {"seconds": 2.0, "test_accuracy": 0.985}]
+    high = [{"seconds": 4.0, "test_accuracy": 0.991}]
+    assert time_to_target([low, high], 0.98) == {
+        "median": 3.0,
+        "reached": 2,
+        "per_seed": [2.0, 4.0],
+    }
+    assert time_to_target([low, high], 0.99) == {
+        "median": None,
+        "reached": 1,
+        "per_seed": [None, 4.0],
+    }
+
+
+@pytest.mark.parametrize("name", ["ours", "ours_default", "flax_plain"])
+def test_frameworks_train_the_same_network(digits: Dataset, name):
+    trainer = FRAMEWORKS[name].make(Task(digits, 0.0, 28, 32, seed=0, cores=1))
+    assert trainer.parameters == PARAMETERS
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(4):
+            trainer.train(len(digits.train[0]))
+    assert trainer.evaluate() > 0.8
+
+
+@pytest.mark.slow
+def test_roofline_is_measured_and_stored(tmp_path):
+    run("roofline", "--dataset=digits", "--seeds=2", "--epochs=1", "--output", str(tmp_path))
+    result = json.loads((tmp_path / "roofline_cpu_float32.json").read_text())
+    (budget,) = result["budgets"]
+    assert budget["n"] == len(budget["test_accuracy"]["per_seed"]) == 2
+    assert 0 < result["machine_limits"]["compiled_arithmetic_of_best"] < 2
+
+
+def test_plain_flops_equal_a_count_by_hand():
+    convolutions = [20 * 20 * 9 * 64, 8 * 8 * 576 * 64, 2 * 2 * 576 * 64]
+    dense = 64 * 64 + 64 * 32 + 32 * 10
+    expected = 2 * (2 * convolutions[0] + 3 * (sum(convolutions[1:]) + dense))
+    assert roofline.plain_flops(22) == roofline.plain_flops(28) == expected
+    assert model.NUM_BLOCKS == 3
+
+
+@pytest.mark.slow
+def test_experiments_train_store_and_draw(tmp_path):
+    """As README.md describes them, on little data; the second time without training."""
+    common = ("--dataset=digits", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path))
+    run("tutorial_baseline", "--seeds=2", *common)
+    run("unseen_border", "--seeds=2", *common)
+    (tmp_path / "tutorial_baseline.json").unlink()
+    assert "which is finished" in run("tutorial_baseline", "--seeds=2", *common)
+    baseline = json.loads((tmp_path / "tutorial_baseline.json").read_text())
+    border = json.loads((tmp_path / "unseen_border.json").read_text())
+    run("accuracy", "--preset=reference", "--seeds=2", *common)
+    accuracy = json.loads((tmp_path / "accuracy_reference.json").read_text())
+    per_seed = baseline["paper"]["test_accuracy"]["per_seed"]
+    assert accuracy["test_accuracy"]["per_seed"] == per_seed
+    for variant in ("paper", "notebook"):
+        assert len(baseline[variant]["test_accuracy"]["per_seed"]) == 2
+    assert border["unseen_rows"] == border["unseen_columns"] == [22, 23, 24, 25, 26, 27]
+    assert border["largest_logit_change_when_replaced"] == 0.0
+    assert 0 == border["ink_lost"]["center_crop"] < border["ink_lost"]["reference"] < 0.5
+    comparison = border["crop_against_whole"]
+    assert comparison["paired"]
+    assert comparison["accuracy_a"]["per_seed"] == per_seed
+    assert isinstance(comparison["only_a_correct"], int)
+    for name in ("tutorial_baseline", "unseen_border"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_ablation_leads_from_one_preset_to_the_other():
+    flags = list(ablation.PATH.values())
+    assert parse([*flags[0].split(), "--workdir", "w"]).config == PRESETS["reference"]
+    assert parse([*flags[-1].split(), "--workdir", "w"]).config == PRESETS["default"]
+    for table, preset in ((ablation.AROUND_DEFAULT, "default"), (ablation.WITHOUT_BEST, "best")):
+        for name, changes in table.items():
+            config = parse(["--preset", preset, *changes.split(), "--workdir", "w"]).config
+            assert (config == PRESETS[preset]) == (not changes), name
+
+
+def test_normalized_columns_have_unit_length():
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    images[0, :, 5] = 0
+    normalized = tutorial_baseline.normalize_columns(images)
+    lengths = np.sqrt((normalized.astype(float) ** 2).sum(axis=1)) / 255
+    assert not normalized[0, :, 5].any()
+    np.testing.assert_allclose(np.delete(lengths[0], 5, axis=0), 1, atol=0.01)
+
+
+def test_learning_curves_keep_the_number_of_images_and_steps(tmp_path, monkeypatch):
+    configs = {}
+
+    class Runs:
+        dataset = "mnist"
+
+        def train(self, *flags):
+            config = parse(["--dataset", "mnist", *flags, "--workdir", "w"]).config
+            configs[config.train_examples] = config
+            return tmp_path
+
+    monkeypatch.setattr(learning_curves, "load_result", lambda _: dict.fromkeys(
+        ("config", "environment", "test_accuracy", "test_loss")
+    ))  # fmt: skip
+    runs: Any = Runs()
+    for images in learning_curves.IMAGES:
+        learning_curves.measure_images(runs, images, 2)
+        config = configs[images]
+        assert config.total_steps == pytest.approx(PRESETS["default"].total_steps, rel=0.01)
+        assert config.num_seeds == 2
+
+
+def test_results_are_stored_in_the_repository():
+    assert (provenance.ROOT / "pyproject.toml").exists()
+    assert (provenance.RESULTS / "benchmark.json").exists()

@@ -1,0 +1,148 @@
+"""Exported files, run by other programs than this package."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mnist_flax import export, load, run
+from mnist_flax.core.config import UserError
+from mnist_flax.export import formats
+from tests.conftest import SMALL
+
+onnx = pytest.importorskip("onnx")
+safe_open = pytest.importorskip("safetensors").safe_open
+
+
+@pytest.fixture(scope="module")
+def two_seeds_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two_seeds") / "run"
+    flags = ("--num-seeds", "2", "--input-size", "28", "--epochs", "1", "--no-report")
+    assert run.main(["--workdir", str(workdir), *SMALL, *flags]) == 0
+    return workdir
+
+
+@pytest.fixture(params=["one", "two", "one of two"])
+def trained(request, small_run, two_seeds_run):
+    if request.param == "one":
+        return load(small_run)
+    return load(two_seeds_run, seed_index=1 if request.param == "one of two" else None)
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_exported_file_gives_the_probabilities_of_the_checkpoint(kind, trained, digits, tmp_path):
+    convert, load_file = formats.FORMATS[kind]
+    (tmp_path / "file").write_bytes(convert(trained))
+    predict = load_file(tmp_path / "file")
+    for count in (1, 7, 360):
+        images = digits.test[0][:count]
+        np.testing.assert_allclose(predict(images), trained.probabilities(images), atol=1e-5)
+
+
+def test_onnx_graph_has_few_operators_and_a_variable_batch_size(small_run):
+    model = onnx.load_from_string(formats.to_onnx(load(small_run)))
+    onnx.checker.check_model(model, full_check=True)
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count("Conv") == operators.count("MaxPool") == operators.count("Gemm") == 3
+    assert len(operators) < 25
+    (images,) = model.graph.input
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert images.type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_keras_tutorial_network_loads_the_exported_weights(
+    small_run, tmp_path, digits, monkeypatch
+):
+    """Uses nothing but the tutorial and the names and the layout in the file."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    import keras
+    from keras import layers
+
+    (tmp_path / "weights").write_bytes(formats.to_safetensors(load(small_run)))
+    with safe_open(tmp_path / "weights", "np") as file:
+        names = file.keys()
+        weights = {name: file.get_tensor(name) for name in names}
+        assert file.metadata()["layout"] == formats.LAYOUT
+        assert json.loads(file.metadata()["config"]) == {"input_size": 22}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        blocks = [
+            layer
+            for index in range(3)
+            for layer in (
+                layers.Conv2D(64, 3, activation="relu", name=f"Conv_{index}"),
+                layers.MaxPooling2D(2),
+            )
+        ]
+        head = [
+            layers.Flatten(),
+            layers.Dense(64, activation="relu", name="Dense_0"),
+            layers.Dense(32, activation="relu", name="Dense_1"),
+            layers.Dense(10, activation="softmax", name="Dense_2"),
+        ]
+        network = keras.Sequential([keras.Input((22, 22, 1)), *blocks, *head])
+        for layer in network.layers:
+            if layer.weights:
+                layer.set_weights([weights.pop(f"{layer.name}.{k}") for k in ("kernel", "bias")])
+        assert not weights
+        images = digits.test[0][:50]
+        probabilities = np.asarray(network(images[:, 3:25, 3:25] / np.float32(255)))
+    np.testing.assert_allclose(probabilities, load(small_run).probabilities(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_command_verifies_the_file_and_writes_its_card(kind, small_run, tmp_path, capsys):
+    output = tmp_path / f"model.{kind}"
+    arguments = ("--workdir", str(small_run), "--format", kind, "--output", str(output))
+    assert export.main(arguments) == 0
+    printed = capsys.readouterr().out
+    card = json.loads(output.with_name(f"{output.name}.card.json").read_text())
+    accuracy = json.loads((small_run / "summary.json").read_text())["test_accuracy"]
+    assert card["accuracy"] == accuracy
+    assert card["parameters"] == 81_066
+    assert card["checked_on"]["largest_difference"] < 1e-5
+    assert printed.startswith(f"{output}: accuracy {accuracy:.2%} on 360 digits test images, prob")
+    text = output.with_name(f"{output.name}.card.md").read_text()
+    assert f"Accuracy: {accuracy:.2%} on the 360 test images of digits" in text
+    assert "## Limits" in text
+    assert "{" not in text
+
+
+@pytest.mark.parametrize(
+    "distort", [lambda x: x[:, ::-1], lambda x: x + 2e-5, lambda x: np.full_like(x, np.nan)]
+)
+def test_file_that_fails_verification_is_removed(distort, small_run, tmp_path, monkeypatch):
+    convert, load_file = formats.FORMATS["onnx"]
+    load_distorted = lambda path: lambda images: distort(load_file(path)(images))  # noqa: E731
+    monkeypatch.setitem(formats.FORMATS, "onnx", (convert, load_distorted))
+    output = tmp_path / "model.onnx"
+    output.write_text("an earlier file")
+    with pytest.raises(RuntimeError, match="differ from the checkpoint's"):
+        export.main(("--workdir", str(small_run), "--format", "onnx", "--output", str(output)))
+    assert list(tmp_path.iterdir()) == [output]
+    assert output.read_text() == "an earlier file"
+
+
+def test_errors_are_reported_in_one_line(small_run, tmp_path, capsys, monkeypatch):
+    workdir = ("--workdir", str(small_run))
+    (tmp_path / "file").touch()
+    cases = {
+        (): "--workdir is missing",
+        workdir: "--output is missing",
+        **{
+            (*workdir, "--output", str(output), "--format", kind): "cannot write"
+            for kind in formats.FORMATS
+            for output in (tmp_path / "file" / "model", tmp_path)
+        },
+        (*workdir, "--output", "m", "--format", "pickle"): "--format",
+        ("--workdir", str(tmp_path), "--output", "m"): "holds no run",
+    }
+    for arguments, message in cases.items():
+        assert export.main(arguments) == 2, arguments
+        errors = capsys.readouterr().err
+        assert message in errors
+        assert errors.count("\n") == 1
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(UserError, match=r"onnx is missing; pip install 'mnist-flax\[export\]'"):
+        formats.to_onnx(load(small_run))

@@ -1,0 +1,114 @@
+"""The compiled programs against the functions that they compile."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnist_flax.core import inference, sharding, train
+from mnist_flax.core.config import Config, UserError
+from mnist_flax.data.dataset import load_dataset
+from mnist_flax.engine import multi_seed
+from mnist_flax.run import compilation
+from mnist_flax.run.compilation import compile_training
+from tests.conftest import to_device
+
+
+def test_compiled_programs_agree_with_the_functions():
+    config = Config(dataset="digits", validation_fraction=0.25, seed=3)
+    dataset = load_dataset("digits", validation_fraction=0.25)
+    compiled = compile_training(dataset, config)
+    key = jax.random.key(3)
+
+    state, plain = compiled.create_state(), train.create_state(key, config=config)
+    trees = map(jax.tree.leaves, (compiled.abstract_state, state, plain))
+    for abstract, leaf, expected in zip(*trees, strict=True):
+        assert (abstract.shape, abstract.dtype) == (leaf.shape, leaf.dtype)
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6)
+    order = compiled.epoch_order(1)
+    np.testing.assert_array_equal(order, train.epoch_order(key, jnp.int32(1), config))
+
+    arrays = to_device(dataset.train)
+    state = compiled.train_steps(state, order, 3)
+    plain = train.train_steps(plain, *arrays, order, key, jnp.int32(3), config=config)
+    assert int(state.step) == 3
+    np.testing.assert_allclose(state.epoch_loss, plain.epoch_loss, rtol=1e-5)
+
+    scores = compiled.evaluate(state)
+    assert set(scores) == {
+        "test_loss", "test_accuracy", "validation_loss", "validation_accuracy"
+    }  # fmt: skip
+    for name, split in (("test", dataset.test), ("validation", dataset.validation)):
+        logits = inference.predict_logits(state.params, jnp.asarray(split[0]), config=config)
+        expected = inference.loss_and_accuracy(np.asarray(logits)[None], split[1])
+        np.testing.assert_allclose(scores[f"{name}_loss"], expected["loss"], rtol=1e-5)
+        np.testing.assert_array_equal(scores[f"{name}_accuracy"], expected["accuracy"])
+
+
+SEEDS = Config(dataset="digits", num_seeds=3, seed=5)
+
+
+def train_briefly(dataset, config):
+    """The state after 5 steps and 3 more in the next epoch, and its scores."""
+    compiled = compile_training(dataset, config)
+    state = compiled.train_steps(compiled.create_state(), compiled.epoch_order(0), 5)
+    state = compiled.train_steps(state, compiled.epoch_order(1), 3)
+    return state, compiled.evaluate(state)
+
+
+def assert_same_up_to_rounding(ours, theirs):
+    """Compares the parameters of the same seeds from two programs, after the same few steps.
+
+    The programs round differently. While biases are 0, rounding decides ReLU's derivative in blank
+    regions (see `_winograd`), and the first step of Adam is as long for a negligible gradient: so
+    single biases may differ by a step. Kernels differ by up to 0.2 % of their norm; those of
+    another seed by more than 100 %.
+    """
+    for layer in ours:
+        kernel, expected = (np.asarray(tree[layer]["kernel"]) for tree in (ours, theirs))
+        assert np.linalg.norm(kernel - expected) < 0.005 * np.linalg.norm(expected)
+
+
+def test_a_seed_among_others_trains_like_the_same_seed_alone(digits):
+    states, scores = train_briefly(digits, SEEDS)
+    for index, seed in enumerate((5, 6, 7)):
+        config = dataclasses.replace(SEEDS, num_seeds=1, seed=seed)
+        alone, expected = train_briefly(digits, config)
+        params = jax.tree.map(lambda leaf, index=index: leaf[index], states.params)
+        assert_same_up_to_rounding(params, alone.params)
+        losses = scores["test_loss"][index], expected["test_loss"][0]
+        np.testing.assert_allclose(*losses, rtol=1e-3)
+    assert len(set(scores["test_loss"])) == 3
+
+
+def test_the_bits_of_a_seed_do_not_depend_on_the_other_seeds(digits):
+    first, _ = train_briefly(digits, SEEDS)
+    second, _ = train_briefly(digits, dataclasses.replace(SEEDS, seed=7))
+    for leaf, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(leaf[2], other[0])
+
+
+@pytest.mark.parametrize("at_once", [2, 64])
+def test_seeds_side_by_side_train_like_one_after_the_other(digits, monkeypatch, at_once):
+    """Accelerators compute at most `SEEDS_AT_ONCE` side by side."""
+    expected, scores = train_briefly(digits, SEEDS)
+    monkeypatch.setattr(sharding, "on_cpu", lambda: False)
+    monkeypatch.setattr(multi_seed, "SEEDS_AT_ONCE", at_once)
+    state, other_scores = train_briefly(digits, SEEDS)
+    assert_same_up_to_rounding(state.params, expected.params)
+    np.testing.assert_allclose(scores["test_loss"], other_scores["test_loss"], rtol=1e-3)
+
+
+def test_more_seeds_than_fit_into_memory_are_refused_before_they_are_allocated(digits, monkeypatch):
+    monkeypatch.setattr(compilation, "_free_memory", lambda: 64 * 2**20)
+    with pytest.raises(UserError, match=r"needs \d.*GiB.*would fit") as refusal:
+        compile_training(digits, dataclasses.replace(SEEDS, num_seeds=1000))
+    fitting = int(str(refusal.value).split()[-3].replace(",", ""))
+    compile_training(digits, dataclasses.replace(SEEDS, num_seeds=fitting // 2))
+
+
+def test_without_validation_only_the_test_images_are_evaluated(digits, config):
+    compiled = compile_training(digits, config)
+    assert set(compiled.evaluate(compiled.create_state())) == {"test_loss", "test_accuracy"}
