@@ -59,8 +59,11 @@ def load_dataset(
             raise
         print(FALLBACK_WARNING.format(line="!" * 88, error=error), file=sys.stderr, flush=True)
         dataset, splits = "digits", _digits()
-    for split, arrays in splits.items():
-        check_arrays(dataset, split, *arrays)
+    try:
+        for split, arrays in splits.items():
+            check_arrays(dataset, split, *arrays)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     images, labels = splits["train"]
     kept = len(images) - int(len(images) * validation_fraction)
     train, validation = (images[:kept], labels[:kept]), (images[kept:], labels[kept:])

@@ -90,13 +90,13 @@ def _read_originals(name: str, split: str, folder: Path) -> Arrays:
 
 
 def check_arrays(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Raises a UserError if a split is not what the config expects of the dataset."""
+    """Raises a ValueError if a split is not what the config expects of the dataset."""
     count = DATASET_SIZES[name][SPLITS.index(split)]
     actual = f"{images.dtype}{images.shape} and {labels.dtype}{labels.shape}"
     if actual != (expected := f"uint8{(count, *IMAGE_SHAPE)} and int32{(count,)}"):
-        raise UserError(f"{name} has {split} images and labels {actual}, not {expected}")
+        raise ValueError(f"{name} has {split} images and labels {actual}, not {expected}")
     if labels.min() < 0 or labels.max() > 9:
-        raise UserError(f"{name} has {split} labels outside 0 to 9")
+        raise ValueError(f"{name} has {split} labels outside 0 to 9")
 
 
 def read_idx(path: Path) -> np.ndarray:

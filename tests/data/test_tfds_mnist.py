@@ -214,7 +214,7 @@ def test_a_full_disk_is_reported_in_one_line(data, manual, monkeypatch):
     ],
 )
 def test_arrays_of_another_kind_are_refused(manual, images, labels, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         tfds_mnist.check_arrays("mnist", "train", images, labels)
 
 
