@@ -89,7 +89,10 @@ class CheckpointManager:
         """
         step = self.latest
         if distributed.allreduce_max(distributed.broadcast_from_primary(step or 0) != (step or 0)):
-            raise UserError(f"the processes see different checkpoints; {self.folder} is not shared")
+            raise UserError(
+                f"the processes see different checkpoints in {self.folder}; "
+                "all of them need the same folder"
+            )
         if step is None:
             return None
         name = f"checkpoint {step} in {self.folder}"
