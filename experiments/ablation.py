@@ -7,6 +7,7 @@ Changes `reference` into `default` one step at a time, then removes or changes e
 difference is paired.
 """
 
+import argparse
 import itertools
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.provenance import provenance, store
-from experiments.common.runs import Runs, compare, load_result, make_parser
+from experiments.common.provenance import make_parser, provenance, store
+from experiments.common.runs import compare, load_result, train
 from mnist_flax.engine.seed_stats import format_percent
 
 # The last step leads to `default`.
@@ -51,7 +52,6 @@ TITLES = {
     "around_default": "default with one part removed or changed",
     "best_without": "best with one part removed or changed, in a shorter run",
 }
-
 Row = dict[str, Any]
 
 
@@ -61,42 +61,38 @@ def main() -> None:
     parser.add_argument("--best-seeds", type=int, default=4)
     parser.add_argument("--best-epochs", type=int, default=10)
     options = parser.parse_args()
-    runs = Runs(options)
     seeds = f"--num-seeds {options.seeds}"
     best = f"--preset best --num-seeds {options.best_seeds} --epochs {options.best_epochs}"
     tables = {
-        "path": measure(runs, PATH, seeds, against="previous"),
-        "around_default": measure(runs, AROUND_DEFAULT, seeds, against="first"),
-        "best_without": measure(runs, WITHOUT_BEST, best, against="first"),
+        "path": measure(options, PATH, seeds),
+        "around_default": measure(options, AROUND_DEFAULT, seeds),
+        "best_without": measure(options, WITHOUT_BEST, best),
     }
     store("ablation", provenance() | tables, options.output)
     draw(tables, options.output)
     for name, rows in tables.items():
-        print(f"\n{TITLES[name]}\n", *map(describe, rows), sep="\n")
+        print(f"\n{TITLES[name]}\n")
+        for row in rows:
+            change = ""
+            if "difference" in row:
+                low, high = (100 * end for end in row["difference"]["interval95_over_seeds"])
+                change = f"{100 * row['difference']['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            print(f"| {row['name']} | {format_percent(row['test_accuracy'])} | {change} |")
 
 
-def measure(runs: Runs, changes: dict[str, str], common: str, against: str) -> list[Row]:
-    """The accuracy of each row, and its difference from the `previous` or the `first` row."""
+def measure(options: argparse.Namespace, changes: dict[str, str], common: str) -> list[Row]:
+    """The accuracy of each row, and its difference from the first or, in `PATH`, previous row."""
     workdirs, rows = [], []
     for index, (name, flags) in enumerate(changes.items()):
-        workdirs.append(runs.train(*common.split(), *flags.split()))
+        workdirs.append(train(options, *common.split(), *flags.split()))
         result = load_result(workdirs[index])
         keys = ("config", "environment", "test_accuracy", "test_loss")
         rows.append({"name": name} | {key: result[key] for key in keys})
         if index:
-            other = index - 1 if against == "previous" else 0
+            other = index - 1 if changes is PATH else 0
             difference = compare(workdirs[other], workdirs[index])
             rows[index] |= {"against": rows[other]["name"], "difference": difference}
     return rows
-
-
-def describe(row: Row) -> str:
-    """A row of a table in Markdown."""
-    change = ""
-    if "difference" in row:
-        low, high = (100 * end for end in row["difference"]["interval95_over_seeds"])
-        change = f"{100 * row['difference']['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return f"| {row['name']} | {format_percent(row['test_accuracy'])} | {change} |"
 
 
 def draw(tables: dict[str, list[Row]], folder: Path) -> None:

@@ -5,8 +5,8 @@ python -m experiments.accuracy --preset default --seeds 10
 
 import statistics
 
-from experiments.common.provenance import provenance, store
-from experiments.common.runs import Runs, load_result, make_parser
+from experiments.common.provenance import make_parser, provenance, store
+from experiments.common.runs import load_result, train
 from mnist_flax.core.config import PRESETS
 from mnist_flax.engine.seed_stats import format_percent, per_seed, seed_statistics
 from mnist_flax.engine.workdir import read_metrics
@@ -17,8 +17,7 @@ def main() -> None:
     parser = make_parser(__doc__, seeds=10)
     parser.add_argument("--preset", choices=PRESETS, default="default")
     options = parser.parse_args()
-    flags = ("--preset", options.preset, "--num-seeds", str(options.seeds))
-    workdir = Runs(options).train(*flags)
+    workdir = train(options, "--preset", options.preset, "--num-seeds", str(options.seeds))
     run = load_result(workdir)
     seconds = statistics.median(row["seconds"] for row in read_metrics(workdir))
     names = ("dataset", "parameters", "epochs", "test_examples", "environment", "config")

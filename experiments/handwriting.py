@@ -9,7 +9,6 @@ is used for the drawings.
 
 import dataclasses
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,44 +22,29 @@ from mnist_flax.engine.workdir import read_summary
 from mnist_flax.predict.preprocess import to_mnist
 
 # The ways of writing each digit, as strokes, each a curve through points: x to the right, y down,
-# in a box of 1 x 1.5.
-STROKES: dict[int, list[list[list[tuple[float, float]]]]] = {
-    0: [[[(0.5, 0), (0.1, 0.35), (0.05, 0.9), (0.4, 1.5), (0.85, 1.1), (0.9, 0.45), (0.5, 0)]],
-        [[(0.6, 0.05), (0.2, 0.2), (0.0, 0.8), (0.3, 1.45), (0.8, 1.3), (1.0, 0.7), (0.55, 0)]]],
-    1: [[[(0.5, 0), (0.5, 0.75), (0.5, 1.5)]],
-        [[(0.2, 0.35), (0.4, 0.2), (0.55, 0)], [(0.55, 0), (0.55, 0.7), (0.55, 1.5)]]],
-    2: [[[(0.1, 0.35), (0.35, 0.02), (0.8, 0.1), (0.85, 0.5), (0.45, 1.0), (0.05, 1.48)],
-         [(0.05, 1.48), (0.5, 1.47), (0.95, 1.46)]],
-        [[(0.1, 0.3), (0.5, 0), (0.9, 0.3), (0.6, 0.9), (0.15, 1.4), (0.25, 1.2), (0.55, 1.4),
-          (1.0, 1.4)]]],
-    3: [[[(0.1, 0.15), (0.5, 0), (0.85, 0.3), (0.6, 0.65), (0.4, 0.7)],
-         [(0.4, 0.7), (0.8, 0.8), (0.9, 1.15), (0.55, 1.5), (0.05, 1.35)]],
-        [[(0.1, 0.05), (0.5, 0.03), (0.9, 0.03)], [(0.9, 0.03), (0.65, 0.35), (0.45, 0.6)],
-         [(0.45, 0.6), (0.85, 0.75), (0.9, 1.2), (0.5, 1.5), (0.05, 1.3)]]],
-    4: [[[(0.35, 0), (0.2, 0.45), (0.05, 0.9)], [(0.05, 0.9), (0.5, 0.9), (0.95, 0.88)],
-         [(0.7, 0.3), (0.68, 0.9), (0.66, 1.5)]],
-        [[(0.65, 0), (0.35, 0.45), (0.0, 0.95)], [(0.0, 0.95), (0.5, 0.97), (1.0, 0.95)],
-         [(0.66, 0), (0.66, 0.75), (0.66, 1.5)]]],
-    5: [[[(0.85, 0.02), (0.5, 0.02), (0.2, 0.04)], [(0.2, 0.04), (0.17, 0.35), (0.13, 0.62)],
-         [(0.13, 0.62), (0.5, 0.5), (0.88, 0.85), (0.7, 1.35), (0.35, 1.5), (0.05, 1.35)]],
-        [[(0.2, 0), (0.15, 0.3), (0.12, 0.6)],
-         [(0.12, 0.6), (0.6, 0.55), (0.9, 1.0), (0.55, 1.48), (0.05, 1.4)],
-         [(0.22, 0.02), (0.55, 0.04), (0.95, 0.0)]]],
-    6: [[[(0.75, 0), (0.35, 0.35), (0.08, 0.95), (0.3, 1.48), (0.8, 1.35), (0.85, 0.95),
-          (0.5, 0.75), (0.12, 1.0)]],
-        [[(0.6, 0), (0.25, 0.5), (0.1, 1.1), (0.45, 1.5), (0.85, 1.2), (0.6, 0.85), (0.2, 1.05)]]],
-    7: [[[(0.05, 0.05), (0.5, 0.04), (0.92, 0.03)], [(0.92, 0.03), (0.65, 0.7), (0.4, 1.5)]],
-        [[(0.05, 0.1), (0.5, 0.06), (0.95, 0.05)], [(0.95, 0.05), (0.65, 0.7), (0.45, 1.5)],
-         [(0.35, 0.78), (0.6, 0.76), (0.9, 0.75)]]],
-    8: [[[(0.8, 0.2), (0.45, 0), (0.15, 0.3), (0.5, 0.7), (0.88, 1.1), (0.5, 1.5), (0.1, 1.15),
-          (0.5, 0.7), (0.85, 0.35), (0.75, 0.12)]],
-        [[(0.5, 0), (0.17, 0.35), (0.5, 0.68), (0.83, 0.35), (0.5, 0)],
-         [(0.5, 0.68), (0.07, 1.1), (0.5, 1.5), (0.93, 1.1), (0.5, 0.68)]]],
-    9: [[[(0.85, 0.35), (0.5, 0), (0.12, 0.35), (0.4, 0.75), (0.85, 0.35)],
-         [(0.85, 0.35), (0.82, 0.9), (0.75, 1.5)]],
-        [[(0.85, 0.3), (0.45, 0.02), (0.1, 0.4), (0.45, 0.72), (0.86, 0.3)],
-         [(0.86, 0.3), (0.85, 1.0), (0.55, 1.48), (0.15, 1.35)]]],
-}  # fmt: skip
+# in a box of 100 x 150.
+STROKES = """\
+0: 50,0 10,35 5,90 40,150 85,110 90,45 50,0
+0: 60,5 20,20 0,80 30,145 80,130 100,70 55,0
+1: 50,0 50,75 50,150
+1: 20,35 40,20 55,0; 55,0 55,70 55,150
+2: 10,35 35,2 80,10 85,50 45,100 5,148; 5,148 50,147 95,146
+2: 10,30 50,0 90,30 60,90 15,140 25,120 55,140 100,140
+3: 10,15 50,0 85,30 60,65 40,70; 40,70 80,80 90,115 55,150 5,135
+3: 10,5 50,3 90,3; 90,3 65,35 45,60; 45,60 85,75 90,120 50,150 5,130
+4: 35,0 20,45 5,90; 5,90 50,90 95,88; 70,30 68,90 66,150
+4: 65,0 35,45 0,95; 0,95 50,97 100,95; 66,0 66,75 66,150
+5: 85,2 50,2 20,4; 20,4 17,35 13,62; 13,62 50,50 88,85 70,135 35,150 5,135
+5: 20,0 15,30 12,60; 12,60 60,55 90,100 55,148 5,140; 22,2 55,4 95,0
+6: 75,0 35,35 8,95 30,148 80,135 85,95 50,75 12,100
+6: 60,0 25,50 10,110 45,150 85,120 60,85 20,105
+7: 5,5 50,4 92,3; 92,3 65,70 40,150
+7: 5,10 50,6 95,5; 95,5 65,70 45,150; 35,78 60,76 90,75
+8: 80,20 45,0 15,30 50,70 88,110 50,150 10,115 50,70 85,35 75,12
+8: 50,0 17,35 50,68 83,35 50,0; 50,68 7,110 50,150 93,110 50,68
+9: 85,35 50,0 12,35 40,75 85,35; 85,35 82,90 75,150
+9: 85,30 45,2 10,40 45,72 86,30; 86,30 85,100 55,148 15,135
+"""
 
 
 def draw(digit: int, rng: np.random.Generator) -> Image.Image:
@@ -69,7 +53,11 @@ def draw(digit: int, rng: np.random.Generator) -> Image.Image:
     size = rng.uniform(0.3, 0.8) * min(width, height / 1.5)
     pen = size * rng.uniform(0.05, 0.2)
     mask = _draw_strokes(digit, (width, height), size, pen, rng)
-    paper, ink = _random_colors(rng)
+    light, dark = rng.uniform(0.75, 1, 3), rng.uniform(0, 0.35, 3)
+    if rng.random() < 0.3:
+        dark[rng.integers(3)] = rng.uniform(0.4, 0.8)  # a colored pen
+    # On paper or, in one of three images, on a board.
+    paper, ink = (dark, light) if rng.random() < 1 / 3 else (light, dark)
     pixels = _light_paper(paper, (height, width), rng)
     opacity = np.asarray(mask, np.float32)[..., np.newaxis] / 255 * rng.uniform(0.85, 1)
     pixels = pixels * (1 - opacity) + ink * opacity
@@ -85,8 +73,8 @@ def _draw_strokes(
     digit: int, canvas: tuple[int, int], size: float, pen: float, rng: np.random.Generator
 ) -> Image.Image:
     """The strokes, white on black, with the irregularities of a hand."""
-    variants = STROKES[digit]
-    strokes = variants[rng.integers(len(variants))]
+    variants = [line[2:] for line in STROKES.splitlines() if line.startswith(str(digit))]
+    strokes = variants[rng.integers(len(variants))].split(";")
     angle = np.radians(rng.uniform(-15, 15))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     slant = np.array([[1, rng.uniform(-0.2, 0.1)], [0, 1]])
@@ -98,21 +86,14 @@ def _draw_strokes(
     image = Image.new("L", canvas)
     pencil = ImageDraw.Draw(image)
     for stroke in strokes:
-        points = np.array(stroke) + rng.normal(0, 0.025, (len(stroke), 2))
+        points = np.array([point.split(",") for point in stroke.split()], float) / 100
+        points += rng.normal(0, 0.025, points.shape)
         curve = CubicSpline(np.arange(len(points)), points)(np.linspace(0, len(points) - 1, 300))
         curve = (curve - (0.5, 0.75)) @ transform.T + offset
         pressure = 1 + 0.15 * np.sin(np.linspace(0, rng.uniform(1, 6), 300) + rng.uniform(0, 6))
         for (x, y), radius in zip(curve, pen / 2 * pressure, strict=True):
             pencil.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     return image
-
-
-def _random_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The colors of paper and ink: dark on light or, in one of three images, light on dark."""
-    light, dark = rng.uniform(0.75, 1, 3), rng.uniform(0, 0.35, 3)
-    if rng.random() < 0.3:
-        dark[rng.integers(3)] = rng.uniform(0.4, 0.8)  # a colored pen
-    return (dark, light) if rng.random() < 1 / 3 else (light, dark)
 
 
 def _light_paper(paper: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -156,33 +137,21 @@ def main() -> None:
     path = store("handwriting", provenance() | result, options.output)
     first_two = [i for digit in range(10) for i in np.flatnonzero(labels == digit)[:2]]
     shown = [*first_two, *np.flatnonzero(~is_correct)[:12]]
-    titles = [f"{labels[i]}: predicted {predictions[i]}" for i in shown]
-    colors = ["black" if is_correct[i] else "#D55E00" for i in shown]
-    figure = _plot([drawings[i] for i in shown], images[shown], titles, colors)
-    figure.savefig(options.output / "handwriting.png")
-    print(f"accuracy {is_correct.mean():.2%} on {len(labels)} drawings; see {path}")
-
-
-def _plot(
-    drawings: Sequence[Image.Image],
-    images: np.ndarray,
-    titles: Sequence[str],
-    colors: Sequence[str],
-) -> Figure:
-    """Each drawing, and below it the input of the network."""
-    columns = 10
-    rows = -(-len(drawings) // columns)
+    rows = -(-len(shown) // 10)
     figure = Figure(figsize=(12, 2.7 * rows), dpi=110, layout="constrained")
-    panels = figure.subplots(2 * rows, columns, squeeze=False)
+    panels = figure.subplots(2 * rows, 10, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    for index, drawing in enumerate(drawings):
-        row, column = divmod(index, columns)
+    # Each drawing, and below it the input of the network.
+    for index, i in enumerate(shown):
+        row, column = divmod(index, 10)
         upper, lower = panels[2 * row : 2 * row + 2, column]
-        upper.imshow(drawing)
-        upper.set_title(titles[index], color=colors[index], fontsize=9)
-        lower.imshow(images[index, ..., 0], cmap="gray", vmin=0, vmax=255)
-    return figure
+        upper.imshow(drawings[i])
+        color = "black" if is_correct[i] else "#D55E00"
+        upper.set_title(f"{labels[i]}: predicted {predictions[i]}", color=color, fontsize=9)
+        lower.imshow(images[i, ..., 0], cmap="gray", vmin=0, vmax=255)
+    figure.savefig(options.output / "handwriting.png")
+    print(f"accuracy {is_correct.mean():.2%} on {len(labels)} drawings; see {path}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ processes. Simulated devices share the processor's cores, so this does not measu
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
 import socket
@@ -24,13 +25,13 @@ import numpy as np
 from experiments.common.provenance import ROOT, make_parser, provenance, store
 from mnist_flax.core import sharding
 from mnist_flax.core.config import Config
+from mnist_flax.core.train import TrainState
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine import distributed
 from mnist_flax.engine.environment import current_environment
 from mnist_flax.run.compilation import compile_training
 
 STEPS = 20
-
 # Seeds, batch size, number of devices, and number of processes among which they are divided.
 CASES = (
     *((seeds, 64, count, 1) for seeds in (1, 2, 8) for count in (1, 2, 4, 8)),
@@ -53,10 +54,8 @@ def collectives(program: str) -> list[dict[str, Any]]:
     """The collectives of one step in a program's text: bytes on one device, and how many times.
 
     The loop over the steps is the one whose length is unknown to the compiler. A collective in a
-    loop inside or around it counts once per iteration of that loop.
-
-    Raises:
-      ValueError: one loop of unknown length contains another.
+    loop inside or around it counts once per iteration of that loop. Raises a ValueError if one
+    loop of unknown length contains another.
     """
     computations = list(COMPUTATION.finditer(program))
     lines = {match[2]: match[0].splitlines()[1:] for match in computations}
@@ -66,7 +65,14 @@ def collectives(program: str) -> list[dict[str, Any]]:
         result = []
         for line in lines[name]:
             if collective := COLLECTIVE.search(line):
-                result.append(_describe(*collective.groups()) | {"times": times})
+                shapes, kind, start = collective.groups()
+                sizes = [
+                    int(bits) // 8 * math.prod(int(n) for n in axes.split(",") if n)
+                    for bits, axes in SHAPE.findall(shapes)
+                ]
+                # An asynchronous start lists inputs and then results, except for all-reduce.
+                size = sizes[1] if start and kind != "all-reduce" else sum(sizes)
+                result.append({"kind": kind, "bytes": size, "times": times})
             trips = TRIPS.search(line) if " while(" in line else None
             is_unknown = " while(" in line and not trips
             if is_unknown and in_steps:
@@ -79,23 +85,21 @@ def collectives(program: str) -> list[dict[str, Any]]:
     return inside(entry, 1, in_steps=False)
 
 
-def _describe(shapes: str, kind: str, start: str | None) -> dict[str, Any]:
-    sizes = [
-        int(bits) // 8 * int(np.prod([int(n) for n in axes.split(",") if n]))
-        for bits, axes in SHAPE.findall(shapes)
-    ]
-    # An asynchronous start lists its inputs and then its results, except for all-reduce.
-    return {"kind": kind, "bytes": sizes[1] if start and kind != "all-reduce" else sum(sizes)}
-
-
-def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
+def measure(seeds: int, batch_size: int) -> dict[str, Any]:
     """Trains on all devices: the communication, and the losses [seeds] of each step."""
     # At the default learning rate, rounding differences grow within the measured steps.
-    config = Config(
-        dataset="digits", batch_size=batch_size, num_seeds=num_seeds, learning_rate=1e-3
-    )
+    config = Config(dataset="digits", batch_size=batch_size, num_seeds=seeds, learning_rate=1e-3)
     training = compile_training(load_dataset("digits"), config)
-    state = training.create_state()
+
+    # With biases of 0, an empty region's output is 0 up to rounding, which then decides whether a
+    # ReLU passes a gradient.
+    def raise_biases(state: TrainState) -> TrainState:
+        layers = state.params.items()
+        params = {name: layer | {"bias": layer["bias"] + 0.01} for name, layer in layers}
+        return dataclasses.replace(state, params=params)
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, training.abstract_state)
+    state = jax.jit(raise_biases, out_shardings=shardings)(training.create_state())
     losses, total = [], np.float32(0)
     for step in range(STEPS):
         before = np.float32(0) if step % config.steps_per_epoch == 0 else total
@@ -107,22 +111,20 @@ def measure(num_seeds: int, batch_size: int) -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "environment": current_environment(),
-        "mesh": dict(sharding.device_mesh(num_seeds).shape),
+        "mesh": dict(sharding.device_mesh(seeds).shape),
         "config": dataclasses.asdict(config),
-        "gradient_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)) // num_seeds,
+        "gradient_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)) // seeds,
         "collectives_per_step": collectives(training.train_program.as_text() or ""),
         "losses": losses,  # divided by `batch_size` also in the last step of an epoch
         "test_loss": training.evaluate(state)["test_loss"].tolist(),
     }
 
 
-def simulate(
-    num_seeds: int, batch_size: int, num_devices: int, num_processes: int = 1
-) -> dict[str, Any]:
+def simulate(seeds: int, batch_size: int, devices: int, num_processes: int = 1) -> dict[str, Any]:
     """`measure` on simulated devices in new processes, since their number is fixed at the start."""
-    flags = f"--xla_force_host_platform_device_count={num_devices // num_processes}"
+    flags = f"--xla_force_host_platform_device_count={devices // num_processes}"
     command = [sys.executable, "-m", "experiments.multi_device"]
-    command += ["--measure", str(num_seeds), str(batch_size)]
+    command += ["--measure", str(seeds), str(batch_size)]
     if num_processes > 1:
         command += ["--join", free_address(), str(num_processes)]
     processes = [

@@ -10,9 +10,9 @@ without the time to compile, until the mean test accuracy reaches 99 %.
 import dataclasses
 import functools
 import json
-import math
 import statistics
 import time
+import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from experiments.common.provenance import make_parser, provenance, store
-from mnist_flax.core import inference, model, sharding, train
+from mnist_flax.core import batches, inference, model, sharding, train
 from mnist_flax.core.config import PRESETS, Config
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine.environment import current_environment
@@ -67,7 +67,7 @@ def time_training(config: Config, arrays: Any, seeds: int) -> dict[str, Any]:
         # The host waits for the device only at the end.
         state = train.create_state(key, config=config)
         for epoch in range(config.epochs):
-            order = train.epoch_order(key, jnp.int32(epoch), config)
+            order = batches.epoch_order(key, jnp.int32(epoch), config)
             state = train.train_steps(state, images, labels, order, key, step_count, config=config)
         return jax.block_until_ready(state)
 
@@ -104,8 +104,16 @@ def compare_with_limits(config: Config, images_per_second: float) -> dict[str, A
     costs = step_costs(dataclasses.replace(config, batch_size=batch))
     flops, traffic = (costs[name] / batch for name in ("flops", "bytes accessed"))
     plain = plain_flops(config.input_size)
-    product = best_product(2048 if on_cpu else 8192, config.precision)
-    copy = best_copy(2**26 if on_cpu else 2**30)
+    # Operations of a large matrix product.
+    side = 2048 if on_cpu else 8192
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    with jax.default_matmul_precision("tensorfloat32" if config.precision == "tf32" else "float32"):
+        product = 2 * side**3 / best_seconds(jax.jit(lambda a: a @ a), matrix)
+    # Bytes, read and written, of updates of a large array in place.
+    array, repeats = jnp.zeros(2**24 if on_cpu else 2**28, jnp.float32), 8
+    update = jax.jit(lambda a: lax.fori_loop(0, repeats, lambda _, a: a + 1, a))
+    copy = 2 * array.nbytes * repeats / best_seconds(update, array)
     return {
         "images_per_second": images_per_second,
         "plain_flops_per_image": plain,
@@ -150,32 +158,10 @@ def plain_flops(size: int) -> int:
     return total
 
 
-def best_product(size: int, precision: str) -> float:
-    """Operations per second of a large matrix product."""
-    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
-        seconds = best_seconds(jax.jit(lambda a: a @ a), a)
-    return 2 * size**3 / seconds
-
-
-def best_copy(size: int) -> float:
-    """Bytes per second, read and written, of updates in place of an array of `size` bytes."""
-    repeats = 8
-    a = jnp.zeros(size // 4, jnp.float32)
-    update = jax.jit(lambda a: lax.fori_loop(0, repeats, lambda _, a: a + 1, a))
-    return 2 * size * repeats / best_seconds(update, a)
-
-
 def best_seconds(function: Callable[[jax.Array], jax.Array], argument: jax.Array) -> float:
     """The shortest of ten calls after a first one."""
-    jax.block_until_ready(function(argument))
-    best = math.inf
-    for _ in range(10):
-        start = time.perf_counter()
-        jax.block_until_ready(function(argument))
-        best = min(best, time.perf_counter() - start)
-    return best
+    seconds = timeit.repeat(lambda: jax.block_until_ready(function(argument)), repeat=11, number=1)
+    return min(seconds[1:])
 
 
 if __name__ == "__main__":

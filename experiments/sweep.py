@@ -33,22 +33,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.visualization.matplotlib import plot_slice
 
 from experiments.common.provenance import provenance
-from experiments.sweep_study import (
-    DONE,
-    SweepStudy,
-    Values,
-    format_outcome,
-    format_point,
-    format_value,
-)
-from mnist_flax.core.config import DATASET_SIZES, Config, UserError
+from experiments.sweep_study import DONE, SweepStudy, Values, format_outcome, format_point, shorten
+from mnist_flax.core.config import DATASET_SIZES, Config, ExpectedError, UserError
 from mnist_flax.engine.cli import run_command
 from mnist_flax.engine.files import write_json
 from mnist_flax.engine.seed_stats import mean_of
 
 FIELDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}
 FIXED = ("dataset", "validation_fraction")  # scores on other images are not comparable
-
 Row = dict[str, Any]
 
 
@@ -61,11 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of the sweep, and the other ones, which are for its runs.
-
-    Raises:
-      UserError: an option of the sweep is not valid.
-    """
+    """The options of the sweep, and those of its runs; raises a UserError if one is not valid."""
     style = argparse.RawDescriptionHelpFormatter
     parser = Parser("python -m experiments.sweep", description=__doc__, formatter_class=style)
     parser.allow_abbrev, add = False, parser.add_argument
@@ -129,26 +117,20 @@ def parse_values(text: str) -> tuple[str, Values]:
 
 def command(study: SweepStudy, name: str, flags: Sequence[str]) -> str:
     """The command that trains a run of the sweep."""
-    workdir = str(study.folder / name)
-    line = ("--workdir", workdir, "--dataset", study.options.dataset, *flags)
-    return shlex.join(["python", "-m", "mnist_flax.run", *line])
+    module = ("python", "-m", "mnist_flax.run", "--workdir", str(study.folder / name))
+    return shlex.join([*module, "--dataset", study.options.dataset, *flags])
 
 
 def make_rows(study: SweepStudy) -> list[Row]:
-    """A row for each run, the best first, and those without a score last."""
+    """A row for each run: by accuracy on the held-out images, then loss; the unfinished last."""
     rows: list[Row] = []
     for name, trial in study.trials().items():
         point = trial.user_attrs["point"]
         row = {"run": name, "values": point, "command": command(study, name, study.flags(point))}
         rows.append(row | trial.user_attrs.get("result", {"status": trial.state.name.lower()}))
-    return sorted(rows, key=rank)
-
-
-def rank(row: Row) -> tuple[float, float]:
-    """Orders rows by their accuracy on the held-out images, then by their loss."""
-    if row["status"] != "finished":
-        return 1.0, 0.0
-    return -mean_of(row["validation_accuracy"]), mean_of(row["validation_loss"])
+    finished = [row for row in rows if row["status"] == "finished"]
+    finished.sort(key=lambda x: (-mean_of(x["validation_accuracy"]), mean_of(x["validation_loss"])))
+    return [*finished, *(row for row in rows if row["status"] != "finished")]
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -156,7 +138,7 @@ def format_table(rows: Sequence[Row]) -> str:
     header = [*rows[0]["values"], "validation accuracy", "validation loss", "seconds", "run"]
     lines = [header, ["---"] * len(header)]
     for row in rows:
-        values = [format_value(value) for value in row["values"].values()]
+        values = [shorten(value) for value in row["values"].values()]
         loss, seconds = "", ""
         if row["status"] == "finished":
             loss, seconds = f"{mean_of(row['validation_loss']):.4f}", f"{row['seconds']:.0f}"
@@ -176,8 +158,7 @@ def draw(study: optuna.Study, examples: int, path: Path) -> None:
         )
     figure = pyplot.gcf()
     figure.suptitle("")
-    figure.axes[0].set_title("")
-    figure.axes[0].set_yscale("log")
+    figure.axes[0].set(title="", yscale="log")
     figure.axes[0].yaxis.set_major_formatter("{x:g}")
     figure.axes[0].yaxis.set_minor_formatter("{x:g}")
     figure.savefig(path, dpi=130, bbox_inches="tight")
@@ -185,7 +166,7 @@ def draw(study: optuna.Study, examples: int, path: Path) -> None:
 
 
 def sweep(argv: Sequence[str]) -> int:
-    """Trains, stores, plots and prints; returns the exit code."""
+    """Trains, stores, plots and prints; returns the exit code, or raises an ExpectedError."""
     options, flags = parse(argv)
     study = SweepStudy(options, flags)
     study.prepare()
@@ -218,11 +199,10 @@ def sweep(argv: Sequence[str]) -> int:
     for row in rows:
         if "reason" in row:
             print(f"{format_point(row['values'])}: {row['status']}: {row['reason']}")
-    failed = len(rows) - len(study.trials(*DONE))
-    if failed:
+    if failed := len(rows) - len(study.trials(*DONE)):
         message = f"{failed} of {len(rows)} runs did not finish; the same command tries them again"
-        print(f"error: {message}", file=sys.stderr)
-    return 1 if failed else 0
+        raise ExpectedError(message)
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments.common.runs import Run, Runs
+from experiments.common.runs import Run, plan
 from mnist_flax.core.config import UserError, flag_name
 from mnist_flax.engine.seed_stats import format_percent, mean_of
 from mnist_flax.engine.workdir import read_metrics, read_summary
 
 Values = CategoricalDistribution | FloatDistribution | IntDistribution
-Point = Mapping[str, Any]
+Point = Mapping[str, Any]  # a value for each field
 Result = dict[str, Any]
 
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
@@ -50,14 +50,14 @@ def choices(values: Values) -> Sequence[Any]:
     return values.choices if listed else (values.low, values.high)
 
 
-def format_value(value: object) -> str:
+def shorten(value: object) -> str:
     """A value with at most six digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def format_point(point: Point) -> str:
     """The values in one line."""
-    return " ".join(f"{name}={format_value(value)}" for name, value in point.items())
+    return " ".join(f"{name}={shorten(value)}" for name, value in point.items())
 
 
 def format_outcome(result: Result) -> str:
@@ -65,29 +65,6 @@ def format_outcome(result: Result) -> str:
     if "validation_accuracy" in result:
         return format_percent(result["validation_accuracy"])
     return result["status"]
-
-
-def open_study(folder: Path, name: str, prune: bool) -> optuna.Study:
-    """The study with this name; created, with its folder, if it is missing.
-
-    Raises:
-      UserError: the folder cannot be used, or its studies are damaged.
-    """
-    path, pruners = folder / "study.log", optuna.pruners
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return optuna.create_study(
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
-            pruner=pruners.MedianPruner() if prune else pruners.NopPruner(),
-            study_name=name,
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged; remove it, finished runs are kept") from error
 
 
 def claim(log: Path) -> IO[bytes] | None:
@@ -105,10 +82,12 @@ def claim(log: Path) -> IO[bytes] | None:
 
 
 class SweepStudy:
-    """A study in a folder, and what this process does for it.
+    """A study in a folder, and what this process does for it; both are created if missing.
 
     A trial trains the run in `RUN/`, with the output in `RUN.log`. If that is not locked, although
     the trial is RUNNING, it was interrupted; then, or if it failed, the run gets another trial.
+
+    Raises a UserError if the folder cannot be used, or its studies are damaged.
     """
 
     def __init__(self, options: argparse.Namespace, flags: Sequence[str]):
@@ -118,11 +97,24 @@ class SweepStudy:
         for name, values in self.space.items():
             for value in choices(values):  # so that nothing is refused later
                 self.plan({name: value})
-        # Scores are comparable only between runs that are equal in all other fields; scores after
-        # the same epoch, only between runs of the same length.
-        name = f"{self.plan({}).workdir.name} {self.space}"
+        path, pruners = self.folder / "study.log", optuna.pruners
+        # Scores after the same epoch are comparable only between runs of the same length.
         prune = not options.no_prune and "epochs" not in self.space
-        self.study = open_study(self.folder, name, prune)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
+                pruner=pruners.MedianPruner() if prune else pruners.NopPruner(),
+                # Scores are comparable only between runs that are equal in all other fields.
+                study_name=f"{self.plan({}).workdir.name} {self.space}",
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}") from error
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged; remove it, finished runs are kept") from error
         self.lock = FileLock(self.folder / ".lock")
 
     def flags(self, point: Point, held_out: bool = True) -> list[str]:
@@ -134,7 +126,7 @@ class SweepStudy:
 
     def plan(self, point: Point) -> Run:
         """The run with these values; raises `UserError` if the main command would refuse it."""
-        return Runs(self.options).plan(*self.flags(point))
+        return plan(self.options, *self.flags(point))
 
     def trials(self, *states: TrialState) -> dict[str, FrozenTrial]:
         """The last trial of each run, or those of them that are in one of the states."""
@@ -224,10 +216,7 @@ class SweepStudy:
         print(f"{self.progress()}: {values}: {format_outcome(result)}", flush=True)
 
     def follow(self, trial: Trial, run: Run, log: IO[bytes]) -> Result | None:
-        """Trains a run, while it is worth it; returns why it did not finish.
-
-        That is None if it finished or was interrupted.
-        """
+        """Trains a run, while it is worth it; returns why it failed, None if it was interrupted."""
         process = subprocess.Popen(
             [sys.executable, "-m", "mnist_flax.run", *run.arguments],
             stdin=subprocess.DEVNULL,

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.provenance import provenance, store
-from experiments.common.runs import Runs, load_result, make_parser
+from experiments.common.provenance import make_parser, provenance, store
+from experiments.common.runs import load_result, train
 from mnist_flax.core.config import PRESETS
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine.seed_stats import seed_statistics
@@ -28,8 +28,7 @@ LABELS = {"paper": "pixels / 255, 60,000 images", "notebook": "unit columns, 42,
 def main() -> None:
     """Trains, stores and draws both distributions."""
     options = make_parser(__doc__, seeds=20).parse_args()
-    flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
-    run = load_result(Runs(options).train(*flags))
+    run = load_result(train(options, "--preset=reference", f"--num-seeds={options.seeds}"))
     scores = {
         "paper": {name: run[name]["per_seed"] for name in TUTORIAL},
         "notebook": train_notebook_variant(options.dataset, options.seeds),

@@ -15,31 +15,29 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.provenance import provenance, store
-from experiments.common.runs import Runs, compare, load_result, make_parser
+from experiments.common.provenance import make_parser, provenance, store
+from experiments.common.runs import compare, load_result, train
 from mnist_flax.core import model
 from mnist_flax.core.augment import to_float
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine.trained_model import load_trained
 
-SIZE, CROP = 28, 22
+CROP = 22
 
 
 def main() -> None:
     """Measures, stores and draws."""
     options = make_parser(__doc__, seeds=10).parse_args()
-    runs = Runs(options)
     flags = ("--preset", "reference", "--num-seeds", str(options.seeds))
-    whole = runs.train(*flags)
-    crop = runs.train(*flags, "--input-size", str(CROP))
+    whole = train(options, *flags)
+    crop = train(options, *flags, "--input-size", str(CROP))
 
     dataset = load_dataset(options.dataset)
     params = load_trained(whole).first_params()
     influence, change = measure_influence(params, jnp.asarray(dataset.test[0][:500]))
     unseen = influence == 0
     ink = dataset.train[0][..., 0].astype(np.float64)
-    margin = (SIZE - CROP) // 2
-    cropped = np.pad(np.zeros((CROP, CROP), bool), margin, constant_values=True)
+    cropped = np.pad(np.zeros((CROP, CROP), bool), (28 - CROP) // 2, constant_values=True)
     comparison = compare(whole, crop)
     result = {
         "environment": load_result(whole)["environment"],

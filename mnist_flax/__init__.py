@@ -17,13 +17,9 @@ def load(
 ) -> "TrainedModel":
     """The networks of a trained run: `load("runs/exp1").predict(images)`.
 
-    Args:
-      workdir: the folder of the run.
-      checkpoint: `latest`, `best` (by the validation accuracy) or a step.
-      seed_index: which of several networks; all of them, by their mean probability, if None.
-
-    Raises:
-      mnist_flax.core.config.UserError: there is no such run, or it cannot be read.
+    `checkpoint` is `latest`, `best` (by the validation accuracy) or a step; `seed_index` chooses
+    one of several networks, whose mean probability counts if it is None. Raises a
+    `mnist_flax.core.config.UserError` if there is no such run, or it cannot be read.
     """
     from mnist_flax.engine.trained_model import load_trained
 

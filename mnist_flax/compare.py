@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,8 +16,6 @@ from mnist_flax.engine.seed_stats import format_percent
 if TYPE_CHECKING:
     from mnist_flax.evaluate.significance import RunComparison
 
-PROG = cli.program_name("compare")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DataOptions):
@@ -26,10 +23,8 @@ class Options(DataOptions):
 
     a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")]
     """Workdir of a run."""
-
     b: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="B")]
     """Workdir of another run."""
-
     json: bool = False
     """Print everything as JSON, with all images that changed."""
 
@@ -38,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def action(argv: Sequence[str]) -> int:
-        options = cli.parse_options(Options, PROG, argv)
+        options = cli.parse_options(Options, cli.program_name("compare"), argv)
         cli.enable_compilation_cache()
         result = compare_runs(options.a, options.b, options.data_dir, options.manual_dir)
         print(json.dumps(result, indent=2) if options.json else describe(result))
@@ -52,10 +47,8 @@ def compare_runs(
 ) -> "RunComparison":
     """Compares two trained runs on the test images of their dataset.
 
-    If they share two seeds or more, only those are compared, in pairs.
-
-    Raises:
-      UserError: one holds no trained run, or they are of different datasets.
+    If they share two seeds or more, only those are compared, in pairs. Raises a UserError if one
+    holds no trained run, or they are of different datasets.
     """
     import numpy as np
 
@@ -120,4 +113,4 @@ def _format_interval(interval: Sequence[float] | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

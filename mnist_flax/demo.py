@@ -6,7 +6,6 @@ Needs the extra `demo` (Gradio). The page loads nothing from any other machine.
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +24,8 @@ if TYPE_CHECKING:
 
     from mnist_flax.engine.trained_model import TrainedModel
 
-PROG = cli.program_name("demo")
 HOST = "127.0.0.1"
-MAX_UPLOAD = "20mb"
 TIMEOUT_SECONDS = 20.0
-MAGNIFICATION = 8  # of the 28x28 images
-INVITATION = "Draw a digit, or upload one."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +42,7 @@ class Answer(NamedTuple):
     image: "np.ndarray | None" = None
     probabilities: dict[str, float] | None = None
     saliency: "np.ndarray | None" = None
-    message: str = INVITATION
+    message: str = "Draw a digit, or upload one."
 
 
 Answerer = Callable[["Image.Image | None"], Answer]
@@ -59,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    options = cli.parse_options(Options, PROG, argv)
+    options = cli.parse_options(Options, cli.program_name("demo"), argv)
     workdir = cli.require_workdir(options)
     if not 1 <= options.port <= 65_535:
         raise UserError(f"--port must be from 1 to 65,535, but is {options.port}")
@@ -75,7 +70,7 @@ def _serve(argv: Sequence[str]) -> int:
             show_error=False,
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=MAX_UPLOAD,
+            max_file_size="20mb",
             theme=_import_gradio().themes.Default(font=["sans-serif"], font_mono=["monospace"]),
             footer_links=[],
         )
@@ -145,7 +140,7 @@ def build(answer: Answerer) -> "gradio.Blocks":
                     # Not `Image`, which would open the file and report errors by itself.
                     upload = gr.File(label="A photo or a scan of one digit")
             with gr.Column():
-                message = gr.Markdown(INVITATION)
+                message = gr.Markdown(Answer().message)
                 with gr.Row():
                     image = gr.Image(label="Input of the network", buttons=[])
                     saliency = gr.Image(label="Saliency", buttons=[])
@@ -185,7 +180,7 @@ def _answer_upload(answer: Answerer, path: str | None) -> Answer:
 
 
 def _magnify(image: "np.ndarray") -> "np.ndarray":
-    return image.repeat(MAGNIFICATION, axis=0).repeat(MAGNIFICATION, axis=1)
+    return image.repeat(8, axis=0).repeat(8, axis=1)
 
 
 def _import_gradio() -> ModuleType:
@@ -199,4 +194,4 @@ def _import_gradio() -> ModuleType:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -23,6 +23,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.benchmark import frameworks
 from experiments.benchmark.frameworks import FRAMEWORKS, PARAMETERS
 from experiments.benchmark.tables import EPOCH, LABELS, TARGETS, draw, markdown
@@ -35,12 +37,12 @@ PARTS = ("speed", "center_crop", "start", "accuracy", "growth")
 RACE = ("ours_quick", "ours_quick_again", "ours_default", "ours", "keras_tensorflow", "torch")
 
 
-class Process:
-    """A framework in a separate process."""
+class Process(ProcessPoolExecutor):
+    """A framework in a separate process, which ends with the context."""
 
     def __init__(self, name: str, options: argparse.Namespace, **settings: float):
         self.start = time.perf_counter()
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        super().__init__(1, mp_context=get_context("spawn"))
         cores = len(options.use)
         self.ready = self._call(frameworks.prepare, name, options.dataset, cores, **settings)
 
@@ -59,19 +61,12 @@ class Process:
         return seconds
 
     def _call(self, function: Callable[..., Any], *args, **kwargs) -> Any:
-        return self._pool.submit(function, *args, **kwargs).result()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._pool.shutdown()
+        return self.submit(function, *args, **kwargs).result()
 
 
-def run_ours(
-    dataset: str, workdir: Path, cache: Path, *flags: str
-) -> Generator[tuple[float, float]]:
+def run_ours(workdir: Path, cache: Path, *flags: str) -> Generator[tuple[float, float]]:
     """Runs our command; yields the seconds since its start and the accuracy after each epoch."""
     command = [sys.executable, "-m", "mnist_flax.run", f"--workdir={workdir}", *flags]
-    command += [f"--dataset={dataset}"]
     start = time.perf_counter()
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
@@ -90,7 +85,6 @@ def run_ours(
 def main() -> None:
     """Runs the parts in turn and stores the results after each."""
     options = parse()
-    set_environment(options)
     result = provenance() | {"dataset": options.dataset, "missing": {}, "versions": {}}
     for name in options.peers:
         try:
@@ -116,7 +110,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The options, and in `use` the cores to run on."""
+    """The options, and in `use` the cores to run on, to which it binds all processes."""
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--peers", nargs="+", choices=FRAMEWORKS, default=list(FRAMEWORKS), help="who is measured")
@@ -133,18 +127,15 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     options.use = cores[: options.cores]
-    return options
-
-
-def set_environment(options: argparse.Namespace) -> None:
-    """Sets cores and threads of all processes, and otherwise the defaults of each library."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, options.use)
+    # The defaults of each library, except for the number of threads.
     for name in ("NUMPY_DTYPE_PROMOTION", "NUMPY_RANK_PROMOTION", "COMPILATION_CACHE_DIR"):
         os.environ.pop(f"JAX_{name}", None)
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ[name] = str(len(options.use))
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
+    return options
 
 
 def measure_speed(
@@ -166,7 +157,7 @@ def measure_speed(
             rows[name]["peak_bytes"] = answer["peak_bytes"]
             print(f"{LABELS[name]}: {rows[name]['rounds'][-1]:,.0f} images/s", flush=True)
     for name, process in processes.items():
-        process.close()
+        process.shutdown()
         rates = rows[name]["rounds"]
         rows[name] |= {
             "images_per_second": statistics.median(rates),
@@ -174,19 +165,14 @@ def measure_speed(
             "fastest": max(rates),
             "epoch_seconds": EPOCH / statistics.median(rates),
         }
-    compare_with_fastest_peer(rows)
+    # The framework that was the fastest in each round, as a ratio to ours.
+    rivals = [row["rounds"] for name, row in rows.items() if not name.startswith("ours")]
+    for name in rows if rivals else ():
+        if name.startswith("ours"):
+            ratios = (np.max(rivals, axis=0) / rows[name]["rounds"]).tolist()
+            against = {"median": statistics.median(ratios), "per_round": ratios}
+            rows[name]["epoch_against_fastest_peer"] = against
     return {"size": size, "batch_size": batch, "images_per_round": images, "peers": rows}
-
-
-def compare_with_fastest_peer(rows: dict[str, Any]) -> None:
-    """Adds to our rows the ratio to the framework that was the fastest in each round."""
-    is_ours = {name: name.startswith("ours") for name in rows}
-    rivals = [row["rounds"] for name, row in rows.items() if not is_ours[name]]
-    for row in (row for name, row in rows.items() if is_ours[name] and rivals):
-        fastest = map(max, zip(*rivals, strict=True))
-        ratios = [rate / ours for rate, ours in zip(fastest, row["rounds"], strict=True)]
-        median = statistics.median(ratios)
-        row["epoch_against_fastest_peer"] = {"median": median, "per_round": ratios}
 
 
 def measure_start(options: argparse.Namespace) -> dict[str, Any]:
@@ -196,21 +182,19 @@ def measure_start(options: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             for kind, runs in seconds.items():
                 workdir = Path(folder) / kind
-                list(run_ours(options.dataset, workdir, Path(folder) / "cache", "--preset=quick"))
+                flags = (f"--dataset={options.dataset}", "--preset=quick")
+                list(run_ours(workdir, Path(folder) / "cache", *flags))
                 summary = read_summary(workdir)
                 assert summary
                 runs.append(summary["seconds"])
                 print(kind, {name: round(s, 2) for name, s in runs[-1].items()})
-    return {
-        kind: {phase: run_statistics([run[phase] for run in runs]) for phase in runs[0]}
-        for kind, runs in seconds.items()
-    }
-
-
-def run_statistics(values: list[float]) -> dict[str, Any]:
-    """`seed_statistics` of a value that was measured in several runs."""
-    statistics: dict[str, Any] = {**seed_statistics(values)}
-    return {"per_run" if name == "per_seed" else name: x for name, x in statistics.items()}
+    result: dict[str, Any] = {kind: {} for kind in seconds}
+    for kind, runs in seconds.items():
+        for phase in runs[0]:
+            values: dict[str, Any] = {**seed_statistics(run[phase] for run in runs)}
+            values["per_run"] = values.pop("per_seed")
+            result[kind][phase] = values
+    return result
 
 
 def measure_accuracy(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -224,7 +208,7 @@ def measure_accuracy(names: list[str], options: argparse.Namespace) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
         if "ours_quick_again" in racers:
-            list(run_ours(options.dataset, Path(folder) / "run", cache, "--preset=quick"))
+            list(train_by_epoch("ours_quick_again", 0, options, cache))
         for seed in range(options.seeds):
             for name in racers:
                 curve = []
@@ -253,10 +237,10 @@ def train_by_epoch(
         with tempfile.TemporaryDirectory() as folder:
             if not name.endswith("_again"):
                 cache = Path(folder) / "cache"
-            flags = (f"--seed={seed}", f"--preset={preset}")
-            yield from run_ours(options.dataset, Path(folder) / "run", cache, *flags)
+            flags = (f"--seed={seed}", f"--preset={preset}", f"--dataset={options.dataset}")
+            yield from run_ours(Path(folder) / "run", cache, *flags)
         return
-    with contextlib.closing(Process(name, options, batch_size=32, seed=seed)) as process:
+    with Process(name, options, batch_size=32, seed=seed) as process:
         for _ in range(options.epochs):
             process.train(DATASET_SIZES[options.dataset][0])
             accuracy = process.evaluate()
@@ -278,7 +262,7 @@ def measure_growth(options: argparse.Namespace) -> dict[str, Any]:
     """Our time and memory as functions of the batch size, the training images and the epochs."""
     by_batch, by_images, by_epoch = [], [], []
     for batch in (32, 64, 128, 256, 512, 1024, 2048):
-        with contextlib.closing(Process("ours_default", options, batch_size=batch)) as process:
+        with Process("ours_default", options, batch_size=batch) as process:
             process.warm_up(batch)
             count = max(options.images // batch, 4) * batch
             answer = process.train(count)
@@ -286,7 +270,7 @@ def measure_growth(options: argparse.Namespace) -> dict[str, Any]:
         by_batch.append({"batch_size": batch, "images_per_second": rate, "peak_bytes": peak})
         print(by_batch[-1], flush=True)
     for share in (0.125, 0.25, 0.5, 1.0):
-        with contextlib.closing(Process("ours_default", options, share=share)) as process:
+        with Process("ours_default", options, share=share) as process:
             process.warm_up(128)
             images = int(DATASET_SIZES[options.dataset][0] * share) // 128 * 128
             by_images.append({"images": images} | process.train(images))

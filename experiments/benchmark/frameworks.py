@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,10 +29,10 @@ class Task:
 
     dataset: Dataset
     held_out: float  # share of the training images that is not used
-    size: int  # pixels per side that the network sees, from the center
-    batch_size: int
-    seed: int
     cores: int
+    size: int = 28  # pixels per side that the network sees, from the center
+    batch_size: int = 128
+    seed: int = 0
 
     def images(self, split: str) -> np.ndarray:
         """Float32 images 0..1, [count, size, size, 1]."""
@@ -46,19 +46,6 @@ class Task:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset.train[0]))
         steps = count // self.batch_size
         return order[: steps * self.batch_size].reshape((steps, self.batch_size))
-
-
-class Trainer(Protocol):
-    """A network and its optimizer. What is compiled late is compiled in the first `train`."""
-
-    parameters: int
-
-    def train(self, count: int) -> None:
-        """Trains on `count` images and waits for the end."""
-
-    def evaluate(self) -> float:
-        """The accuracy on all test images."""
-        ...
 
 
 class Ours:
@@ -81,7 +68,8 @@ class Ours:
         self.state = self.training.create_state()
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
 
-    def train(self, count: int) -> None:  # noqa: D102
+    def train(self, count: int) -> None:
+        """Trains on `count` images and waits for the end."""
         remaining = count // self.config.batch_size
         while remaining:
             epoch, done = divmod(int(self.state.step), self.config.steps_per_epoch)
@@ -91,7 +79,8 @@ class Ours:
             remaining -= steps
         self.state.step.block_until_ready()
 
-    def evaluate(self) -> float:  # noqa: D102
+    def evaluate(self) -> float:
+        """The accuracy on all test images."""
         return float(self.training.evaluate(self.state)["test_accuracy"][0])
 
 
@@ -171,7 +160,7 @@ class Keras:
         self.model = keras.Sequential(stack)
         self.model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
         self.parameters = self.model.count_params()
-        self.task, self.test = task, (task.images("test"), task.dataset.test[1])
+        self.task, self.test = task, task.images("test")
         self.x, self.y = task.images("train"), task.dataset.train[1]
 
     def train(self, count: int) -> None:  # noqa: D102
@@ -181,9 +170,8 @@ class Keras:
         self.model.fit(x, y, batch_size=batch_size, epochs=1, verbose=0)  # pyright: ignore
 
     def evaluate(self) -> float:  # noqa: D102
-        images, labels = self.test
-        predicted = self.model.predict(images, batch_size=1000, verbose=0)  # pyright: ignore
-        return float(np.mean(predicted.argmax(-1) == labels))
+        predicted = self.model.predict(self.test, batch_size=1000, verbose=0)  # pyright: ignore
+        return float(np.mean(predicted.argmax(-1) == self.task.dataset.test[1]))
 
 
 class Torch:
@@ -226,6 +214,10 @@ class Torch:
         return float(np.mean(predicted == self.task.dataset.test[1]))
 
 
+# A network and its optimizer. What is compiled late is compiled in the first `train`.
+Trainer = Ours | FlaxPlain | Keras | Torch
+
+
 class Framework(NamedTuple):
     """How to make a trainer, and the modules that this needs."""
 
@@ -259,13 +251,12 @@ _TRAINERS: list[Trainer] = []
 
 
 def prepare(
-    name: str, dataset: str, cores: int, size: int = 28, batch_size: int = 128, seed: int = 0,
-    share: float = 1.0,
-) -> dict[str, float]:  # fmt: skip
+    name: str, dataset: str, cores: int, share: float = 1.0, **settings: int
+) -> dict[str, float]:
     """Makes the trainer of this process, for a share of the training images."""
     start, held_out = time.perf_counter(), 1 - share
     data = load_dataset(dataset, validation_fraction=held_out, log=lambda _: None)
-    _TRAINERS.append(FRAMEWORKS[name].make(Task(data, held_out, size, batch_size, seed, cores)))
+    _TRAINERS.append(FRAMEWORKS[name].make(Task(data, held_out, cores, **settings)))
     return {"parameters": _TRAINERS[0].parameters, "seconds": time.perf_counter() - start}
 
 

@@ -39,14 +39,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """Draws the seconds per epoch, and the accuracy against seconds."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_speed(left, result["speed"]["peers"])
-    if "accuracy" in result:
-        _draw_accuracy(right, result["accuracy"])
-    figure.savefig(path, dpi=110)
-
-
-def _draw_speed(axes: Axes, peers: dict[str, Any]) -> None:
-    rows = sorted(peers.items(), key=lambda item: -item[1]["epoch_seconds"])
+    rows = sorted(result["speed"]["peers"].items(), key=lambda item: -item[1]["epoch_seconds"])
     names = [LABELS[name].replace("`", "") for name, _ in rows]
     seconds = [row["epoch_seconds"] for _, row in rows]
     errors = [
@@ -54,24 +47,24 @@ def _draw_speed(axes: Axes, peers: dict[str, Any]) -> None:
         [EPOCH / row["slowest"] - row["epoch_seconds"] for _, row in rows],
     ]
     colors = ["#0072B2" if name.startswith("ours") else "#999999" for name, _ in rows]
-    bars = axes.barh(names, seconds, xerr=errors, color=colors, error_kw={"elinewidth": 1})
-    axes.bar_label(bars, [f"{value:.1f} s" for value in seconds], padding=8)
-    axes.set_xlim(right=1.25 * max(seconds))
-    axes.set_xlabel("seconds for 60,000 images (median and range)")
-    axes.set_title("An epoch, batch 128, float32")
+    bars = left.barh(names, seconds, xerr=errors, color=colors, error_kw={"elinewidth": 1})
+    left.bar_label(bars, [f"{value:.1f} s" for value in seconds], padding=8)
+    left.set_xlim(right=1.25 * max(seconds))
+    left.set_xlabel("seconds for 60,000 images (median and range)")
+    left.set_title("An epoch, batch 128, float32")
+    if "accuracy" in result:
+        _draw_accuracy(right, result["accuracy"])
+    figure.savefig(path, dpi=110)
 
 
 def _draw_accuracy(axes: Axes, part: dict[str, Any]) -> None:
     for name, row in part.items():
-        for index, curve in enumerate(row["curves"]):
-            axes.plot(
-                [point["seconds"] for point in curve],
-                [100 * point["test_accuracy"] for point in curve],
-                marker="o",
-                markersize=4,
-                color=COLORS.get(name, "#009E73"),
-                label=LABELS[name].replace("`", "") if index == 0 else None,
-            )
+        color, label = COLORS.get(name, "#009E73"), LABELS[name].replace("`", "")
+        for curve in row["curves"]:
+            seconds = [point["seconds"] for point in curve]
+            accuracy = [100 * point["test_accuracy"] for point in curve]
+            axes.plot(seconds, accuracy, "o-", color=color, markersize=4, label=label)
+            label = None  # one entry in the legend
     axes.axhline(100 * TARGETS[0], color="#666666", linestyle="--", linewidth=1)
     axes.annotate(
         "98.38 %", (1, 100 * TARGETS[0]), (4, 0), va="center", fontsize="small",

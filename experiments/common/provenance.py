@@ -15,14 +15,19 @@ RESULTS = Path(__file__).parents[1] / "results"
 ROOT = RESULTS.parents[1]
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the option that all experiments share."""
+def make_parser(description: str | None, seeds: int | None = None) -> argparse.ArgumentParser:
+    """A parser with the option of all experiments, and with `seeds` those of `common.runs`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {_main_module()}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the result")
+    if seeds is not None:
+        parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds, from 0")
+        parser.add_argument("--dataset", default="mnist")
+        text = "folder for the workdirs"  # git ignores the default
+        parser.add_argument("--runs", type=Path, default=ROOT / "runs", help=text)
     return parser
 
 
@@ -37,15 +42,16 @@ def store(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
 def provenance() -> dict[str, Any]:
     """The command of this process, the commit, the date and the machine."""
     changed = _git("status", "--porcelain", "--untracked-files=no", ".", ":!experiments/results")
-    affinity = getattr(os, "sched_getaffinity", None)
+    cpuinfo, has_affinity = Path("/proc/cpuinfo"), hasattr(os, "sched_getaffinity")
+    names = cpuinfo.read_text().split("model name")[1:] if cpuinfo.exists() else []
     return {
         "command": shlex.join(["python", "-m", _main_module(), *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD") + ("-dirty" if changed else ""),
         "date": date.today().isoformat(),
         "machine": {
             "platform": platform.platform(),
-            "processor": _processor_name(),
-            "cores": len(affinity(0)) if affinity else os.cpu_count(),
+            "processor": names[0].split("\n")[0].strip("\t :") if names else platform.processor(),
+            "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
         },
     }
 
@@ -59,9 +65,3 @@ def _main_module() -> str:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = cpuinfo.read_text().split("model name")[1:] if cpuinfo.exists() else []
-    return names[0].split("\n")[0].strip("\t :") if names else platform.processor()

@@ -1,6 +1,7 @@
 """Runs of the main command.
 
-A finished run is never repeated, whichever experiment needs it, and an interrupted one resumes.
+A finished run is never repeated, whichever experiment needs it, and an interrupted one resumes:
+its workdir is named after its config.
 """
 
 import argparse
@@ -10,28 +11,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.common import provenance
 from mnist_flax.compare import compare_runs
 from mnist_flax.core.config import Config
-from mnist_flax.engine.workdir import read_config, read_summary
+from mnist_flax.engine.workdir import CONFIG, SUMMARY
 from mnist_flax.run.command import parse
 
-RUNS = provenance.ROOT / "runs"  # git ignores it
 
-
-def make_parser(description: str | None, seeds: int) -> argparse.ArgumentParser:
-    """A parser with the options of the experiments that use `Runs`."""
-    parser = provenance.make_parser(description)
-    parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds, from 0")
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the workdirs")
-    return parser
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One run of the main command."""
 
     config: Config
@@ -39,43 +27,36 @@ class Run:
     arguments: tuple[str, ...]  # of `python -m mnist_flax.run`
 
 
-class Runs:
-    """The runs of all experiments on one dataset, in workdirs that are named after their config."""
+def plan(options: argparse.Namespace, *flags: str) -> Run:
+    """The run with these flags, untrained; a UserError if the command would refuse them."""
+    flags = ("--dataset", options.dataset, *flags)
+    config = parse(flags).config
+    text = json.dumps(dataclasses.asdict(config))
+    workdir = options.runs / hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Run(config, workdir, ("--workdir", str(workdir), *flags))
 
-    def __init__(self, options: argparse.Namespace):
-        self.folder, self.dataset = options.runs, options.dataset
 
-    def train(self, *flags: str) -> Path:
-        """Trains with these flags, unless that run is finished; returns the workdir.
+def train(options: argparse.Namespace, *flags: str) -> Path:
+    """Trains with these flags, unless that run is finished; returns the workdir.
 
-        Exits if the run is interrupted or fails, which it has then reported.
-        """
-        run = self.plan(*flags)
-        print("python -m mnist_flax.run", *run.arguments, flush=True)
-        process = subprocess.Popen([sys.executable, "-m", "mnist_flax.run", *run.arguments])
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # the terminal has sent it to the run too, which saves
-            code = process.wait() or 130
-        if code:
-            sys.exit(code)
-        return run.workdir
-
-    def plan(self, *flags: str) -> Run:
-        """The run with these flags, untrained; a UserError if the command would refuse them."""
-        flags = ("--dataset", self.dataset, *flags)
-        config = parse(flags).config
-        text = json.dumps(dataclasses.asdict(config))
-        workdir = self.folder / hashlib.sha256(text.encode()).hexdigest()[:12]
-        return Run(config, workdir, ("--workdir", str(workdir), *flags))
+    Exits if the run is interrupted or fails, which it has then reported.
+    """
+    run = plan(options, *flags)
+    print("python -m mnist_flax.run", *run.arguments, flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "mnist_flax.run", *run.arguments])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal has sent it to the run too, which saves
+        code = process.wait() or 130
+    if code:
+        sys.exit(code)
+    return run.workdir
 
 
 def load_result(workdir: Path) -> dict[str, Any]:
     """The summary of a finished run, and its config."""
-    summary, config = read_summary(workdir), read_config(workdir)
-    assert summary is not None
-    assert config is not None
-    return dict(summary) | {"config": dataclasses.asdict(config)}
+    summary, config = (json.loads((workdir / name).read_text()) for name in (SUMMARY, CONFIG))
+    return summary | {"config": config}
 
 
 def compare(a: Path, b: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import itertools
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -20,12 +20,12 @@ import pooch
 
 from experiments.faults.fault import Fault, Outcome, repeated
 from mnist_flax.core.config import DATASET_SIZES, UserError
-from mnist_flax.data import dataset, download, tfds_mnist
-from mnist_flax.data.tfds_mnist import CACHE_NAME, FILES, SPLITS, VERSION, Arrays
+from mnist_flax.data import download, tfds_mnist
+from mnist_flax.data.dataset import Dataset, load_dataset
+from mnist_flax.data.tfds_mnist import CACHE_NAME, FILES, SPLITS, VERSION
 
 COUNTS = {"train": 300, "test": 70}
 NAMES = tuple(file for split in SPLITS for file in FILES[split])
-Splits = dict[str, Arrays]
 
 
 def idx(array: np.ndarray, magic: bytes = b"\0\0\x08", count: int | None = None) -> bytes:
@@ -63,23 +63,22 @@ def expecting(folder: Path, url: str = "http://127.0.0.1:9/") -> Iterator[None]:
         yield
 
 
-def load(folder: Path, manual: Path | None = None, name: str = "mnist") -> Splits:
-    """Both splits, as every command loads them."""
-    loaded = dataset.load_dataset(name, folder, manual, log=lambda _: None)
-    return {"train": loaded.train, "test": loaded.test}
+def load(folder: Path, manual: Path | None = None, name: str = "mnist") -> Dataset:
+    """A dataset, as every command loads it."""
+    return load_dataset(name, folder, manual, log=lambda _: None)
 
 
-def verdict(load: Callable[[], Splits], expected: Splits, name: str, folder: Path) -> Outcome:
+def verdict(folder: Path, expected: Dataset, name: str, manual: Path | None = None) -> Outcome:
     """What is wrong after a fault: data must load correctly or be refused in a line with `name`."""
     try:
-        splits = load()
+        loaded = load(folder, manual)
     except UserError as error:
         if name not in str(error) or "\n" in str(error):
             return f"refused, but not by one line with {name}: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     else:
-        pairs = (pair for s in SPLITS for pair in zip(splits[s], expected[s], strict=True))
+        pairs = zip((*loaded.train, *loaded.test), (*expected.train, *expected.test), strict=True)
         if not all(np.array_equal(actual, correct) for actual, correct in pairs):
             return "other arrays were loaded"
     temporary = [p for pattern in ("tmp*", "incomplete.*") for p in folder.rglob(pattern)]
@@ -87,7 +86,7 @@ def verdict(load: Callable[[], Splits], expected: Splits, name: str, folder: Pat
 
 
 @functools.cache
-def prepared() -> tuple[Path, Splits]:
+def prepared() -> tuple[Path, Dataset]:
     """A folder with `originals`, `other` ones and `data` prepared from both, and MNIST's arrays."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -104,7 +103,7 @@ DAMAGES = ("truncate", "empty", "flip", "zeros", "noise", "foreign", "delete")
 
 def damage(path: Path, kind: str, other: Path, rng: random.Random) -> None:
     """Damages a file; `other` is the same file of another dataset."""
-    content = bytearray(path.read_bytes())
+    content, foreign = bytearray(path.read_bytes()), other.read_bytes()
     path.unlink()
     if kind == "delete":
         return
@@ -118,7 +117,7 @@ def damage(path: Path, kind: str, other: Path, rng: random.Random) -> None:
         "flip": content,
         "zeros": bytes(len(content)),
         "noise": rng.randbytes(len(content)),
-        "foreign": other.read_bytes(),
+        "foreign": foreign,
     }
     path.write_bytes(damaged[kind])
 
@@ -168,27 +167,27 @@ def damaged_originals(folder: Path, number: int, rng: random.Random) -> Outcome:
     manual = shutil.copytree(source / "originals", folder / "manual")
     damage_originals(manual, kind, rng)
     with expecting(source / "originals" if detectable else manual):
-        outcome = verdict(lambda: load(folder / "data", manual), expected, "ubyte.gz", folder)
+        outcome = verdict(folder, expected, "ubyte.gz", manual)
     return outcome and f"{kind}, {'wrong' if detectable else 'correct'} checksum: {outcome}"
 
 
-def damaged_copy(folder: Path, name: str, kind: str, rng: random.Random, cached: bool) -> Outcome:
-    """Damages a file of the prepared data, with or without a cache, and loads it."""
+def damaged_copy(folder: Path, name: str, kind: str, rng: random.Random) -> Outcome:
+    """Damages a file of the prepared data, which has no other cache, and loads it."""
     source, expected = prepared()
     shutil.copytree(source / "data", folder)
     ours, foreign = folder / "mnist" / VERSION, folder / "fashion_mnist" / VERSION
     other = foreign / (f"fashion_{name}" if "array_record" in name else name)
     damage(ours / name, kind, other, rng)
-    if not cached:
+    if name != CACHE_NAME:
         (ours / CACHE_NAME).unlink()
     with expecting(source / "originals"):
-        outcome = verdict(lambda: load(folder), expected, str(ours), folder)
+        outcome = verdict(folder, expected, str(ours))
     return outcome and f"{name}, {kind}: {outcome}"
 
 
 def damaged_cache(folder: Path, number: int, rng: random.Random) -> Outcome:
     """A cache that is damaged, missing or another dataset's."""
-    return damaged_copy(folder, CACHE_NAME, DAMAGES[number % len(DAMAGES)], rng, cached=True)
+    return damaged_copy(folder, CACHE_NAME, DAMAGES[number % len(DAMAGES)], rng)
 
 
 def damaged_prepared(folder: Path, number: int, rng: random.Random) -> Outcome:
@@ -197,7 +196,7 @@ def damaged_prepared(folder: Path, number: int, rng: random.Random) -> Outcome:
     # Whether a whole file belongs to this dataset is written in the cache alone.
     cases = itertools.product(names - {CACHE_NAME}, DAMAGES)
     cases = [case for case in sorted(cases) if not ("array" in case[0] and case[1] == "foreign")]
-    return damaged_copy(folder, *cases[number % len(cases)], rng, cached=False)
+    return damaged_copy(folder, *cases[number % len(cases)], rng)
 
 
 FAULTS = (

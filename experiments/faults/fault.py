@@ -1,10 +1,8 @@
 """Faults, and the trainings that the modules which provoke them share."""
 
 import atexit
-import dataclasses
 import functools
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -13,11 +11,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # What was lost or wrong in one try; None if nothing was.
 Outcome = str | None
-
 # From an empty folder, the number of tries and a seed to the outcome of each try.
 Attempts = Callable[[Path, int, int], Iterator[Outcome]]
 
@@ -26,8 +23,7 @@ DIGITS = ("--dataset", "digits", "--epochs", str(EPOCHS), "--batch-size", "128")
 TIMEOUT = 600  # seconds
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """Something that happens to a run, tried many times."""
 
     name: str
@@ -38,7 +34,7 @@ class Fault:
 
 def repeated(
     attempt: Callable[[Path, int, random.Random], Outcome],
-    is_possible: Callable[[], bool] = lambda: True,
+    is_possible: Callable[[], object] = lambda: True,
 ) -> Attempts:
     """Tries the same many times, each time with a new folder, the number of the try and a seed."""
 
@@ -51,18 +47,14 @@ def repeated(
     return attempts
 
 
-def start(
-    workdir: Path, *arguments: str, prefix: Sequence[str] = (), **env: str
-) -> subprocess.Popen[str]:
+def start(workdir: Path, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Starts a training in a workdir; with a prefix, through another command."""
     return subprocess.Popen(
         [*prefix, sys.executable, "-m", "mnist_flax.run", f"--workdir={workdir}", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | env,
     )
 
 
@@ -72,9 +64,9 @@ def finish(process: subprocess.Popen[str], timeout: float = TIMEOUT) -> tuple[in
     return process.returncode, output, errors
 
 
-def train(workdir: Path, *arguments: str) -> tuple[int, str, str]:
+def train(workdir: Path, *arguments: str, prefix: Sequence[str] = ()) -> tuple[int, str, str]:
     """Trains in a workdir; returns exit code, standard output and standard error."""
-    return finish(start(workdir, *arguments))
+    return finish(start(workdir, *arguments, prefix=prefix))
 
 
 @functools.cache

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from experiments.faults import fuzz_images
 from experiments.faults import fuzz_runner as fuzz
 from experiments.faults.fault import Fault, Outcome
+from mnist_flax import compare, demo, evaluate, export, predict, run
+from mnist_flax.core.config import Config, UserError, flag_name
+from mnist_flax.run import command
 
 
 def any_command_line(folder: Path) -> fuzz.Experiment:
     """All options of all commands, except that nothing is trained or served."""
-    from mnist_flax import compare, demo, evaluate, export, predict, run
-    from mnist_flax.run import command
-
     fuzz.tiny_run(folder)
     (folder / "empty").mkdir()
     (folder / "file").write_text("not a folder")
@@ -45,7 +45,7 @@ def command_lines(kind: type, folder: Path) -> st.SearchStrategy[list[str]]:
     names = st.sampled_from(["run", "empty", "missing", "file", "~nobody", "..", "long" * 2_000])
     paths = names.map(lambda name: name if "~" in name else str(folder / name))
     special = st.sampled_from(("", "-", "--", "nan", "1e999", "é"))
-    junk = st.one_of(fuzz.TEXT, fuzz.NUMBERS.map(str), special)
+    junk = fuzz.TEXT | fuzz.NUMBERS.map(str) | special
     parts = [junk.map(lambda text: [text]), st.just(["--help"])]
     for name, hint in options.items():
         flag = "--" + name.replace("_", "-")
@@ -93,7 +93,6 @@ COMMON = {
 
 def valid_configs() -> st.SearchStrategy[list[str]]:
     """The flags of valid configs."""
-    from mnist_flax.core.config import Config, UserError, flag_name
 
     def values(field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
         if _choices(field.type):
@@ -118,7 +117,6 @@ def valid_configs() -> st.SearchStrategy[list[str]]:
 
 def random_configs(folder: Path) -> fuzz.Experiment:
     """Runs of random valid configs, which finish, or diverge and report that."""
-    from mnist_flax import run
 
     def main(argv: Sequence[str]) -> int:
         # A divergence may be reported in one line; nothing may be refused.
@@ -167,15 +165,8 @@ def _damaged_metrics(content: str) -> st.SearchStrategy[bytes]:
     return damaged_json(line).map(lambda damaged: damaged + b"\n" + rest.encode())
 
 
-def _run_all(*commands: tuple[fuzz.Main, Sequence[str | Path]]) -> Outcome:
-    """The first problem."""
-    return next(filter(None, (fuzz.run(main, argv) for main, argv in commands)), None)
-
-
 def damaged_config(folder: Path) -> fuzz.Experiment:
     """All commands that read `config.json`; `compare` also reads an intact run."""
-    from mnist_flax import compare, evaluate, predict, run
-
     workdir, picture = fuzz.tiny_run(folder), folder / "picture"
     picture.write_bytes(fuzz_images.pictures()["L.png"])
     shutil.copytree(workdir, folder / "intact")
@@ -183,11 +174,12 @@ def damaged_config(folder: Path) -> fuzz.Experiment:
 
     def check(content: bytes) -> Outcome:
         file.write_bytes(content)
-        return _run_all(
-            (run.main, ("--workdir", workdir, *fuzz.TINY)),
-            (predict.main, ("--workdir", workdir, picture)),
-            (evaluate.main, ("--workdir", workdir, "--dataset", "digits", "--no-report")),
-            (compare.main, (folder / "intact", workdir)),
+        evaluation = ("--workdir", workdir, "--dataset", "digits", "--no-report")
+        return (
+            fuzz.run(run.main, ("--workdir", workdir, *fuzz.TINY))
+            or fuzz.run(predict.main, ("--workdir", workdir, picture))
+            or fuzz.run(evaluate.main, evaluation)
+            or fuzz.run(compare.main, (folder / "intact", workdir))
         )
 
     return check, damaged_json(file.read_text())
@@ -195,7 +187,6 @@ def damaged_config(folder: Path) -> fuzz.Experiment:
 
 def damaged_results(folder: Path) -> fuzz.Experiment:
     """The commands that read `summary.json` and `metrics.jsonl`, and draw a report of them."""
-    from mnist_flax import evaluate, run
     from mnist_flax.evaluate import plots, report
 
     workdir = fuzz.tiny_run(folder)
@@ -207,7 +198,7 @@ def damaged_results(folder: Path) -> fuzz.Experiment:
         for file, content in (intact | dict([case])).items():
             file.write_bytes(content)
         arguments = ("--workdir", workdir)
-        return _run_all((run.main, (*arguments, *fuzz.TINY)), (evaluate.main, arguments))
+        return fuzz.run(run.main, (*arguments, *fuzz.TINY)) or fuzz.run(evaluate.main, arguments)
 
     changed = st.builds(fuzz.change, st.just(intact[metrics]), fuzz.CHANGES)
     return check, st.one_of(
@@ -218,8 +209,6 @@ def damaged_results(folder: Path) -> fuzz.Experiment:
 
 def resumed_with_damaged_metrics(folder: Path) -> fuzz.Experiment:
     """A run without its summary and with damaged metrics, resumed by the same command."""
-    from mnist_flax import run
-
     original, workdir = fuzz.tiny_run(folder), folder / "copy"
     content = (original / "metrics.jsonl").read_text()
     (original / "summary.json").unlink()

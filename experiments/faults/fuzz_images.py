@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from experiments.faults import fuzz_runner as fuzz
 from experiments.faults.fault import Outcome
+from mnist_flax.predict.preprocess import DECODING_COST, MAX_PIXELS
 
 KINDS = ("png", "jpeg", "tiff", "gif", "bmp", "webp", "ico", "ppm", "tga", "avif", "jpeg2000")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr")
@@ -27,13 +28,9 @@ def pictures() -> dict[str, bytes]:
         for mode in MODES:
             frames = {"append_images": [seven], "save_all": True} if mode == "P" else {}
             with contextlib.suppress(OSError, ValueError, KeyError), io.BytesIO() as file:
-                _convert(seven, mode).save(file, kind, **frames)
+                seven.convert(mode).save(file, kind, **frames)
                 contents[f"{mode}.{kind}"] = file.getvalue()
     return contents
-
-
-def _convert(picture: Image.Image, mode: str) -> Image.Image:
-    return (picture.convert("I") if mode == "I;16" else picture).convert(mode)
 
 
 def predictor(folder: Path) -> fuzz.Main:
@@ -75,8 +72,6 @@ def _correct_png_checksums(png: bytes) -> bytes:
 
 def huge_pictures(folder: Path) -> fuzz.Experiment:
     """Small files of images with the largest number of pixels that is accepted."""
-    from mnist_flax.predict.preprocess import DECODING_COST, MAX_PIXELS
-
     predict, file = predictor(folder), folder / "picture"
     kinds = [
         *(("PNG", mode) for mode in ("L", "RGBA", "I;16")),
@@ -91,7 +86,7 @@ def huge_pictures(folder: Path) -> fuzz.Experiment:
         side = int((MAX_PIXELS // DECODING_COST.get(kind, 1)) ** 0.5)
         picture = Image.new("L", (side, side), 255)
         picture.paste(0, (1_000, 1_000, 1_200, 3_000))
-        _convert(picture, mode).save(file, kind, exif=rotated)
+        picture.convert(mode).save(file, kind, exif=rotated)
         del picture
         return fuzz.run(predict, [str(file)])
 
@@ -113,23 +108,19 @@ def file_names(folder: Path) -> fuzz.Experiment:
             os.fsencode(name)
         except UnicodeEncodeError:  # the system cannot pass such an argument
             return None
+        path = cwd / name
         with contextlib.suppress(OSError):
-            _make(cwd / name, kind, content)
+            if kind in {"folder", "full"}:
+                path.mkdir()
+            if kind in {"picture", "text", "empty", "full"}:
+                file = path / "\udcffa\nb.png" if kind == "full" else path
+                file.write_bytes({"text": b"no picture", "empty": b""}.get(kind, content))
+            if kind == "pipe":
+                os.mkfifo(path)
+            if kind in {"link", "loop"}:
+                path.symlink_to("/dev/zero" if kind == "link" else path)
         return fuzz.run(predict, [name])
 
     names = fuzz.TEXT | st.text("*?[]~.-!", min_size=1, max_size=4) | st.just("n" * 5_000)
     kinds = ("picture", "text", "empty", "folder", "full", "pipe", "link", "loop", "nothing")
     return check, st.tuples(names, st.sampled_from(kinds))
-
-
-def _make(path: Path, kind: str, content: bytes) -> None:
-    """Creates a file, a folder, a pipe or a link."""
-    if kind in {"folder", "full"}:
-        path.mkdir()
-    if kind in {"picture", "text", "empty", "full"}:
-        file = path / "\udcffa\nb.png" if kind == "full" else path
-        file.write_bytes({"text": b"no picture", "empty": b""}.get(kind, content))
-    if kind == "pipe":
-        os.mkfifo(path)
-    if kind in {"link", "loop"}:
-        path.symlink_to("/dev/zero" if kind == "link" else path)

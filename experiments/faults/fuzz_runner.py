@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 
 from experiments.faults.fault import Outcome, check_refusal
+from mnist_flax.run import main as train
 
 SECONDS, BYTES = 10, 2e9
 # A run that trains in seconds.
@@ -98,21 +99,18 @@ def run_cases(experiment: Experiment, tries: int, seed: int, shrink: bool) -> li
 def isolated(
     define: Callable[[Path], Experiment], shrink: bool, folder: Path, tries: int, seed: int
 ) -> Iterator[Outcome]:
-    """The outcomes in a separate process, and whether that needed too much memory."""
+    """The outcomes in a separate process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            outcomes, peak = pool.submit(_isolate, define, shrink, folder, tries, seed).result()
+            yield from pool.submit(_isolate, define, shrink, folder, tries, seed).result()
         except BrokenProcessPool:
-            outcomes, peak = [f"the process died; see {folder}"], 0
-    yield from outcomes
-    if peak > BYTES:
-        yield f"{peak / 1e9:.1f} GB of memory"
+            yield f"the process died; see {folder}"
 
 
 def _isolate(
     define: Callable[[Path], Experiment], shrink: bool, folder: Path, tries: int, seed: int
-) -> tuple[list[Outcome], int]:
-    """The outcomes and the peak memory, in a process without network that may be spoiled."""
+) -> list[Outcome]:
+    """The outcomes, and one more if this process needed too much memory; it may be spoiled."""
     from mnist_flax.data import dataset, mnist_c
     from mnist_flax.data.download import DataUnavailable
     from mnist_flax.engine import checkpoint
@@ -135,16 +133,14 @@ def _isolate(
     checkpoint.load_params = functools.cache(checkpoint.load_params)
     outcomes = run_cases(define(folder), tries, seed, shrink)
     # In KiB. `ru_maxrss` would start with the memory of the parent.
-    peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
-    return outcomes, int(peak) * 1024
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return outcomes + [f"{peak / 1e9:.1f} GB of memory"] * (peak > BYTES)
 
 
 def tiny_run(folder: Path) -> Path:
     """The workdir of a finished run of `TINY`."""
-    from mnist_flax.run import main
-
     workdir = folder / "run"
-    if main(["--workdir", str(workdir), *TINY]):
+    if train(["--workdir", str(workdir), *TINY]):
         raise RuntimeError(f"cannot train {TINY}; see {folder}")
     return workdir
 

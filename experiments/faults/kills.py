@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from mnist_flax.data.tfds_mnist import CACHE_NAME
 from mnist_flax.engine.workdir import CHECKPOINTED
 
 MNIST = ("--dataset", "mnist", "--preset", "quick", "--batch-size", "512", "--no-report")
-
+has_mnist = functools.partial(os.environ.get, "MNIST_FLAX_MANUAL_DIR")
 SIGNAL_SECONDS = 5  # that a run may take to end
+
+Check = Callable[[], bool]
 
 
 def resume(workdir: Path, *arguments: str) -> Outcome:
@@ -38,7 +40,7 @@ def resume(workdir: Path, *arguments: str) -> Outcome:
     return fault.compare(workdir, *arguments)
 
 
-def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen[str], condition: Check) -> None:
     """Returns once the condition holds or the process has ended, or raises a RuntimeError."""
     end = time.monotonic() + fault.TIMEOUT
     while process.poll() is None and not condition():
@@ -49,11 +51,7 @@ def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) ->
 
 
 def kill(
-    workdir: Path,
-    arguments: Sequence[str],
-    condition: Callable[[], bool],
-    delay: Callable[[], float],
-    is_late: Callable[[], bool],
+    workdir: Path, delay: Callable[[], float], condition: Check, is_late: Check, *arguments: str
 ) -> None:
     """Kills a training some time after a condition; again if that was too late."""
     for _ in range(20):
@@ -68,17 +66,14 @@ def kill(
 
 
 def killed_when(condition: Callable[[Path, int], bool], max_delay: float | None = None) -> Attempts:
-    """Kills runs up to `max_delay` seconds, or half a run, after a condition.
-
-    The condition is a function of the workdir and a number of epochs that is drawn for each try.
-    """
+    """Kills runs up to `max_delay` s, or half a run, after a condition on workdir and epochs."""
 
     def attempt(workdir: Path, number: int, rng: random.Random) -> Outcome:
         _, seconds = baseline(*DIGITS)
         limit, epochs = max_delay or seconds / 2, rng.randrange(EPOCHS)
         delay = functools.partial(rng.uniform, 0, limit)
         is_late = (workdir / "summary.json").exists
-        kill(workdir, DIGITS, lambda: condition(workdir, epochs), delay, is_late)
+        kill(workdir, delay, lambda: condition(workdir, epochs), is_late, *DIGITS)
         return resume(workdir, *DIGITS)
 
     return repeated(attempt)
@@ -100,15 +95,6 @@ def _is_saving(workdir: Path, epochs: int) -> bool:
     return any("tmp" in entry.name or not (entry / "SHA256SUMS").exists() for entry in entries)
 
 
-def _is_reporting(workdir: Path, _: int) -> bool:
-    return _epochs(workdir) >= EPOCHS
-
-
-def has_mnist() -> bool:
-    """Whether the original files are on this machine."""
-    return bool(os.environ.get("MNIST_FLAX_MANUAL_DIR"))
-
-
 def killed_preparing(workdir: Path, number: int, rng: random.Random) -> Outcome:
     """With MNIST, from its original files each time."""
     data = workdir.with_name("data")
@@ -117,12 +103,12 @@ def killed_preparing(workdir: Path, number: int, rng: random.Random) -> Outcome:
     shutil.rmtree(data)
 
     def is_late() -> bool:
-        if any(data.rglob(CACHE_NAME)):
+        is_prepared = any(data.rglob(CACHE_NAME))
+        if is_prepared:
             shutil.rmtree(data)
-            return True
-        return False
+        return is_prepared
 
-    kill(workdir, arguments, data.exists, lambda: rng.uniform(0, 25), is_late)
+    kill(workdir, lambda: rng.uniform(0, 25), data.exists, is_late, *arguments)
     return resume(workdir, *arguments)
 
 
@@ -168,18 +154,15 @@ def started_twice(workdir: Path, number: int, rng: random.Random) -> Outcome:
 
 # glibc then returns freed memory at once; otherwise it sometimes keeps 200 MiB, which hides a leak
 # (https://man7.org/linux/man-pages/man3/mallopt.3.html).
-RETURN_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**17),
-    "MALLOC_TRIM_THRESHOLD_": str(2**17),
-}
+THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_=131072", "MALLOC_TRIM_THRESHOLD_=131072")
+RETURN_MEMORY = ("env", "MALLOC_ARENA_MAX=1", *THRESHOLDS)
 
 
 def long_run(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     """A run of `tries` epochs, in which memory, open files and files on disk are observed."""
     workdir = folder / "long"
     arguments = ("--dataset", "digits", "--epochs", str(tries), "--no-report")
-    process = fault.start(workdir, *arguments, **RETURN_MEMORY)
+    process = fault.start(workdir, *arguments, prefix=RETURN_MEMORY)
     observed, samples = psutil.Process(process.pid), []
     with ThreadPoolExecutor(1) as reader:  # without one, the process would block on a full pipe
         ended = reader.submit(fault.finish, process)
@@ -221,7 +204,12 @@ FAULTS = (
     Fault("SIGKILL while it starts and compiles", killed_when(lambda *_: True), 20, 1),
     Fault("SIGKILL while it trains", killed_when(_is_training, 0.3), 30, 1),
     Fault("SIGKILL while a checkpoint is written", killed_when(_is_saving, 0.05), 20, 1),
-    Fault("SIGKILL while the report is written", killed_when(_is_reporting), 20, 1),
+    Fault(
+        "SIGKILL while the report is written",
+        killed_when(lambda run, _: _epochs(run) >= EPOCHS),
+        20,
+        1,
+    ),
     Fault("SIGKILL while MNIST is prepared", repeated(killed_preparing, has_mnist), 10, 0),
     Fault("SIGTERM or Ctrl-C at any moment", repeated(interrupted), 30, 2),
     Fault("two processes in one workdir", repeated(started_twice), 10, 2),

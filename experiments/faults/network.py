@@ -6,7 +6,6 @@ The dataset is small; in the end its correct arrays must be loaded.
 import contextlib
 import gc
 import http.server
-import os
 import random
 import subprocess
 import sys
@@ -19,12 +18,11 @@ from typing import Any
 from unittest import mock
 
 from experiments.common.provenance import ROOT
-from experiments.faults.datasets import NAMES, expecting, load, prepared, verdict
+from experiments.faults.datasets import NAMES, expecting, prepared, verdict
 from experiments.faults.fault import Fault, Outcome, repeated
 from mnist_flax.data import download
 
 NEVER = "nothing may be refused"
-
 BEHAVIORS = (
     *("answers 404", "answers 500", "fails once", "hangs", "drips", "breaks off", "is incomplete"),
     *("sends noise", "sends HTML", "speaks no HTTP", "lies about the length", "redirects forever"),
@@ -117,11 +115,11 @@ def bad_network(folder: Path, number: int, rng: random.Random) -> Outcome:
     ):
         start = time.monotonic()
         name = NEVER if behavior == "fails once" else "cannot be downloaded"
-        outcome = verdict(lambda: load(folder), expected, name, folder)
+        outcome = verdict(folder, expected, name)
         if time.monotonic() - start > 20:
             outcome = f"took {time.monotonic() - start:.0f} s"
         server.behavior = ""
-        later = verdict(lambda: load(folder), expected, NEVER, folder)
+        later = verdict(folder, expected, NEVER)
     outcome = outcome or (later and f"afterwards: {later}")
     return outcome and f"{behavior}: {outcome}"
 
@@ -143,9 +141,9 @@ def start_preparing(folder: Path, count: int) -> list[subprocess.Popen[str]]:
     """Processes that have imported everything and now, all at once, begin to prepare the data."""
     paths = (folder, prepared()[0] / "originals", folder.with_suffix(".start"))
     command = [sys.executable, "-c", PREPARE, *map(str, paths)]
-    pipe, env = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
     processes = [
-        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
+        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
         for _ in range(count)
     ]
     for process in processes:
@@ -163,7 +161,7 @@ def killed_while_preparing(folder: Path, number: int, rng: random.Random) -> Out
     process.kill()
     process.communicate()
     with expecting(source / "originals"):
-        return verdict(lambda: load(folder, source / "originals"), expected, NEVER, folder)
+        return verdict(folder, expected, NEVER, source / "originals")
 
 
 def two_at_once(folder: Path, number: int, rng: random.Random) -> Outcome:
@@ -173,7 +171,7 @@ def two_at_once(folder: Path, number: int, rng: random.Random) -> Outcome:
         if "done" not in output:
             return errors[-300:]
     with expecting(prepared()[0] / "originals"):
-        return verdict(lambda: load(folder), prepared()[1], NEVER, folder)
+        return verdict(folder, prepared()[1], NEVER)
 
 
 FAULTS = (

@@ -15,20 +15,7 @@ from experiments.faults.fault import DIGITS, Attempts, Fault, Outcome, check_ref
 from experiments.faults.network import NEVER
 
 ARGUMENTS = (*DIGITS, "--no-report")
-
-# From a file, and the same file of another checkpoint.
-DAMAGES: dict[str, Callable[[Path, Path], object]] = {
-    "truncated": lambda path, _: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "emptied": lambda path, _: path.write_bytes(b""),
-    "one bit flipped": lambda path, _: path.write_bytes(_flip_bit(path.read_bytes())),
-    "deleted": lambda path, _: path.unlink(),
-    "another step's": lambda path, other: shutil.copyfile(other, path),
-}
-
-
-def _flip_bit(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+DAMAGES = ("truncate", "empty", "flip", "delete", "foreign")  # the last one: another step's
 
 
 def unfinished_copy(workdir: Path) -> Path:
@@ -48,13 +35,14 @@ def damaged_newest(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
     undisturbed, _ = fault.baseline(*ARGUMENTS)
     *_, older, newest = sorted((undisturbed / "checkpoints").iterdir(), key=lambda x: int(x.name))
     cases = list(itertools.product(range(len(_files(newest))), DAMAGES))
-    random.Random(seed).shuffle(cases)
+    rng = random.Random(seed)
+    rng.shuffle(cases)
     for number, (index, kind) in enumerate(cases[:tries]):
         workdir = unfinished_copy(folder / f"damaged{number}")
         checkpoints = workdir / "checkpoints"
         file, other = (_files(checkpoints / step.name)[index] for step in (newest, older))
         before = file.read_bytes()
-        DAMAGES[kind](file, other)
+        datasets.damage(file, kind, other, rng)
         is_damaged = not file.exists() or file.read_bytes() != before
         code, output, errors = fault.train(workdir, *ARGUMENTS)
         step = int((older if is_damaged else newest).name)
@@ -80,7 +68,7 @@ def all_damaged(workdir: Path, number: int, rng: random.Random) -> Outcome:
         return check_refused(workdir)
     for checkpoint in (workdir / "checkpoints").iterdir():
         file = rng.choice(_files(checkpoint))
-        DAMAGES[rng.choice(list(DAMAGES)[:4])](file, file)
+        datasets.damage(file, rng.choice(DAMAGES[:-1]), file, rng)
     return check_refused(workdir)
 
 
@@ -92,7 +80,7 @@ def check_refused(workdir: Path, *prefix: str, folder: Path | None = None) -> Ou
         return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     before = read()
-    code, _, errors = fault.finish(fault.start(workdir, *ARGUMENTS, prefix=prefix))
+    code, _, errors = fault.train(workdir, *ARGUMENTS, prefix=prefix)
     problem = check_refusal(code, errors)
     if problem is None and read() != before:
         return f"{sorted(read().keys() ^ before.keys()) or 'a file'} was changed"
@@ -110,7 +98,7 @@ def full_disk(folder: Path, number: int, rng: random.Random) -> Outcome:
         f'cp -r "{disk}/run" "{copy}"; exit $code'
     )
     prefix = with_disk(disk, size, script)
-    code, _, text = fault.finish(fault.start(disk / "run", *ARGUMENTS, prefix=prefix))
+    code, _, text = fault.train(disk / "run", *ARGUMENTS, prefix=prefix)
     if code not in (0, 2):
         return f"{size}: code {code}: {text[-300:]}"
     problem = check_refusal(2, errors.read_text()) if code else None
@@ -127,8 +115,7 @@ def full_while_preparing(folder: Path, number: int, rng: random.Random) -> Outco
         "disk, source = map(pathlib.Path, sys.argv[1:3])\n"
         "with expecting(source / 'originals'):\n"
         "    expected = load(source / 'data')\n"
-        "    prepare = lambda: load(disk, source / 'originals')\n"
-        "    print(verdict(prepare, expected, sys.argv[3], disk) or '')\n"
+        "    print(verdict(disk, expected, sys.argv[3], source / 'originals') or '')\n"
     )
     script = (
         f'"$@" "{disk}" || exit 98\nmount -o remount,size=100m "{disk}"; "$@" "{NEVER}" || exit 97'

@@ -20,8 +20,7 @@ DATASET_SIZES = {
 
 BELOW_1 = math.nextafter(1, 0)
 
-# Of every dataset, as uint8.
-IMAGE_SHAPE = (28, 28, 1)
+IMAGE_SHAPE = (28, 28, 1)  # of every dataset, as uint8
 
 
 class ExpectedError(Exception):
@@ -56,85 +55,60 @@ class Config:
     dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
     """The images. `auto` is MNIST or, only if it is neither on this machine nor can be
     downloaded, the small digits that come with scikit-learn."""
-
     validation_fraction: float = limited(0.0, 0, BELOW_1, "from 0 to below 1")
     """Share of the training images, the last ones, that is held out for validation."""
-
     input_size: Literal[22, 28] = 22
     """Side in pixels of the network's input: the whole image (28) or its center (22).
     Both have 81,066 parameters with 64 channels."""
-
     channels: int = limited(64, 1, 1024, "from 1 to 1,024")
     """Channels of each convolution. Other values make a smaller or larger network."""
-
     shift_pixels: int = limited(1, 0, 6, "from 0 to 6")
     """Largest random shift of the training images in each direction, in whole pixels."""
-
     rotation_degrees: float = limited(0.0, 0, 180, "from 0 to 180")
     """Largest random rotation of the training images, in degrees."""
-
     zoom: float = limited(0.0, 0, 1, "from 0 to 1")
     """Largest random change of height and of width of the training images, as a share."""
-
     shear: float = limited(0.0, 0, 1, "from 0 to 1")
     """Largest random shear of the training images, in pixels per row."""
-
     elastic_pixels: float = limited(0.0, 0, 10, "from 0 to 10")
     """Strength of the random elastic distortion of the training images: the standard deviation
     of each pixel's displacement, in pixels."""
-
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the layers; parameters and sums stay float32. `tf32` and `bfloat16` round
     more and are faster on GPU and TPU; on CPU `tf32` changes nothing and `bfloat16` is slower."""
-
     deterministic: bool = False
     """Make a GPU give the same bits in each run, as a CPU does in any case. Slower; refused
     where it is not supported."""
-
     epochs: int = limited(5, 1, 100_000, "from 1 to 100,000")
     """Passes over the training images."""
-
     batch_size: int = limited(64, 1, math.inf, "at least 1")
     """Images per optimizer step."""
-
     optimizer: Literal["adam", "muon"] = "adam"
     """`muon` orthogonalizes the updates of the kernels and uses Adam for the biases."""
-
     learning_rate: float = limited(6e-3, math.ulp(0), 1e38, "above 0 and at most 1e38")
     """The learning rate; with the triangular schedule, its peak."""
-
     schedule: Literal["triangular", "constant"] = "triangular"
     """`triangular` rises linearly for `warmup_fraction` of all steps, then falls to 0."""
-
     warmup_fraction: float = limited(0.2, 0, 1, "from 0 to 1")
     """Share of all steps in which the triangular schedule rises."""
-
     adam_b1: float = limited(0.9, 0, BELOW_1, "from 0 to below 1")
     """Decay rate of Adam's mean of gradients."""
-
     adam_b2: float = limited(0.999, 0, BELOW_1, "from 0 to below 1")
     """Decay rate of Adam's mean of squared gradients."""
-
     adam_epsilon: float = limited(1e-7, 1e-37, 1e38, "from 1e-37 to 1e38")
     """Adam's epsilon, added outside the square root."""
-
     weight_decay: float = limited(0.05, 0, 1, "from 0 to 1")
     """Decoupled weight decay: each step subtracts this share of the parameters (with `muon`, of
     the kernels), times the learning rate."""
-
     seed: int = limited(0, 0, 2**32 - 1, "from 0 to 4,294,967,295")
     """Decides the initial parameters, the order of the images and their augmentation."""
-
     num_seeds: int = limited(1, 1, 10_000, "from 1 to 10,000")
     """How many networks to train in one program, with the seeds `seed`, `seed` + 1, ...
     Results are then means with their spread."""
-
     eval_every_epochs: int = limited(1, 1, math.inf, "at least 1")
     """Evaluate every so many epochs, and always after the last one."""
-
     checkpoint_every_epochs: int = limited(1, 1, math.inf, "at least 1")
     """Save a checkpoint every so many epochs, and always after the last one."""
-
     max_to_keep: int = limited(3, 1, math.inf, "at least 1")
     """How many of the latest checkpoints to keep, besides the best one by validation."""
 
@@ -158,7 +132,7 @@ class Config:
         if self.seed + self.num_seeds > 2**32:
             raise UserError("--seed plus --num-seeds is more than 2**32")
         # Step counts are int32 on the device.
-        if self.steps_per_epoch * self.epochs >= 2**31:
+        if self.total_steps >= 2**31:
             raise UserError("--epochs and --batch-size make more than 2**31 - 1 steps")
 
     @property
@@ -215,12 +189,9 @@ _BEST = Config(
 
 # Chosen by the accuracy on a validation split of the training images.
 PRESETS = {
-    # 5 epochs, about half a minute on two CPU cores.
-    "default": Config(),
-    # One epoch, about ten seconds.
-    "quick": Config(epochs=1, learning_rate=8e-3, weight_decay=0.0),
-    # The highest accuracy with 81,066 parameters: about twelve minutes.
-    "best": _BEST,
+    "default": Config(),  # 5 epochs, about half a minute on two CPU cores
+    "quick": Config(epochs=1, learning_rate=8e-3, weight_decay=0.0),  # about ten seconds
+    "best": _BEST,  # the highest accuracy with 81,066 parameters, about twelve minutes
     # Twice as wide, 307,114 parameters, about twenty minutes.
     "large": dataclasses.replace(_BEST, channels=128, epochs=40),
     # The Keras tutorial that this project grew out of, which reports 98.38 %.
@@ -238,8 +209,7 @@ PRESETS = {
 def from_dict(values: dict[str, Any]) -> Config:
     """The config whose `dataclasses.asdict` is `values`.
 
-    Raises:
-      UserError: a field is missing, unknown, of another type or out of range.
+    Raises a UserError if a field is missing, unknown, of another type or out of range.
     """
     unexpected = {field.name for field in dataclasses.fields(Config)} ^ set(values)
     if unexpected:

@@ -5,7 +5,6 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen import summary
 from jax import Array
 from jaxtyping import Float, Key
 
@@ -106,10 +105,10 @@ def visible_size(size: int) -> int:
 def model_summary(input_size: int, channels: int = 64) -> str:
     """A table of the layers with their output shapes and parameter counts."""
     images = jnp.zeros((1, input_size, input_size, 1), jnp.float32)
-    table = summary.tabulate(
-        CNN(channels),
+    table = CNN(channels).tabulate(
         jax.random.key(0),
+        images,
         console_kwargs={"width": 100, "force_terminal": False},
         column_kwargs={"no_wrap": True},
     )
-    return "\n".join(line.rstrip() for line in table(images).strip().splitlines())
+    return "\n".join(line.rstrip() for line in table.strip().splitlines())

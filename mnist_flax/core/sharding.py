@@ -60,12 +60,8 @@ def psum_over_data(function: Callable[..., Result], shared: object, *divided: Ar
     """Sums `function(shared, *parts)` over the devices, each with its part of `divided`.
 
     The devices communicate once, about the sum. By itself the compiler would make them
-    communicate in each iteration of a loop inside `function`.
-
-    Args:
-      function: takes and returns pytrees of arrays.
-      shared: a pytree that every device has.
-      divided: arrays whose first axis is a multiple of `data_axis_size`.
+    communicate in each iteration of a loop inside `function`. The result and `shared`, which every
+    device has, are pytrees; the first axis of each of `divided` is a multiple of `data_axis_size`.
     """
     if data_axis_size() == 1:
         return function(shared, *divided)
@@ -83,11 +79,8 @@ def accumulate_gradients(
 ) -> tuple[Array, Params]:
     """The value and gradient of a sum over a batch, on all devices and in micro-batches.
 
-    Args:
-      value_and_grad: of a function of parameters and batch that is a sum over the images, to
-        which images of zeros with zero weight add nothing.
-      params: on every device.
-      batch: arrays with a first axis for the images.
+    `value_and_grad` is that of a sum over the images, the first axis of each array in `batch`;
+    images of zeros with zero weight must add nothing. Every device has the parameters.
     """
     devices = data_axis_size()
     per_device = math.ceil(len(batch[0]) / devices)

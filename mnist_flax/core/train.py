@@ -16,11 +16,9 @@ from jaxtyping import Float32, Int32, Key, UInt8
 
 from mnist_flax.core import model, sharding
 from mnist_flax.core.augment import augment, to_float
+from mnist_flax.core.batches import AUGMENT_STREAM, INIT_STREAM, Batch, gather_batch
 from mnist_flax.core.config import Config
 from mnist_flax.core.optimizer import make_optimizer
-
-# What `fold_in` derives from the seed's key. New streams get new numbers.
-INIT_STREAM, ORDER_STREAM, AUGMENT_STREAM = range(3)
 
 
 @flax.struct.dataclass
@@ -31,14 +29,6 @@ class TrainState:
     params: model.Params
     opt_state: optax.OptState
     epoch_loss: Float32[Array, ""]  # training loss summed over the epoch's images so far
-
-
-class Batch(TypedDict):
-    """The images of one step. The weight is 1, or 0 for an image that only fills the batch."""
-
-    images: UInt8[Array, "batch 28 28 1"]
-    labels: Int32[Array, " batch"]
-    weights: Float32[Array, " batch"]
 
 
 class StepMetrics(TypedDict):
@@ -60,33 +50,6 @@ def create_state(key: Key[Array, ""], config: Config) -> TrainState:
         opt_state=make_optimizer(config).init(params),
         epoch_loss=jnp.zeros((), jnp.float32),
     )
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def epoch_order(
-    key: Key[Array, ""], epoch: Int32[Array, ""], config: Config
-) -> Int32[Array, "steps batch"]:
-    """The indices of the images of each step of an epoch, in random order.
-
-    Every image comes once. If the batch size does not divide their number, the last step is
-    filled with an index past the end, which stands for no image: that step averages over fewer.
-    """
-    epoch_key = jax.random.fold_in(jax.random.fold_in(key, ORDER_STREAM), epoch)
-    order = jax.random.permutation(epoch_key, config.train_examples).astype(jnp.int32)
-    missing = config.steps_per_epoch * config.batch_size - config.train_examples
-    padded = jnp.pad(order, (0, missing), constant_values=config.train_examples)
-    return padded.reshape((config.steps_per_epoch, config.batch_size))
-
-
-def gather_batch(
-    images: UInt8[Array, "N 28 28 1"], labels: Int32[Array, " N"], indices: Int32[Array, " batch"]
-) -> Batch:
-    """The batch of the images at some indices; an index past the end gets weight 0."""
-    return {
-        "images": images.at[indices].get(mode="clip"),
-        "labels": labels.at[indices].get(mode="clip"),
-        "weights": (indices < images.shape[0]).astype(jnp.float32),
-    }
 
 
 def weighted_loss_sum(
@@ -144,15 +107,7 @@ def train_steps(
 
     The number of steps is an argument of the compiled program, so one program serves an epoch and
     any part of it, with the same bits however the epoch is divided. The given state is donated.
-
-    Args:
-      state: after `state.step` updates.
-      images: all training images.
-      labels: of all training images.
-      order: the `epoch_order` of the epoch that `state.step` is in.
-      key: of the run.
-      num_steps: how many steps to take.
-      config: of the run; static.
+    `order` is the `epoch_order` of the epoch that `state.step` is in.
     """
 
     def body(_: Array, state: TrainState) -> TrainState:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mnist_flax.core.config import DATASET_SIZES, UserError
+from mnist_flax.data import Arrays
 from mnist_flax.data.download import DataUnavailable
-from mnist_flax.data.tfds_mnist import Arrays, check_arrays, load_tfds
+from mnist_flax.data.tfds_mnist import load_tfds
 
 FALLBACK_WARNING = """\
 {line}
@@ -38,16 +39,11 @@ def load_dataset(
 ) -> Dataset:
     """Loads a data set; `auto` is MNIST or, if it is unavailable, the bundled digits.
 
-    Args:
-      name: a name in `DATASET_SIZES`, or `auto`.
-      data_dir: TFDS's data folder; its default if None.
-      manual_dir: a read-only folder with the original `.gz` files; or None.
-      validation_fraction: share of the training images, from their end, to hold out.
-      log: receives a line before each slow step.
-
-    Raises:
-      DataUnavailable: it is neither prepared, nor in `manual_dir`, nor downloadable.
-      UserError: a file is damaged, or a folder cannot be used.
+    `data_dir` is TFDS's data folder, with its default if None; `manual_dir` is a read-only folder
+    with the original `.gz` files. `validation_fraction` is the share of the training images, from
+    their end, to hold out. `log` receives a line before each slow step. Raises DataUnavailable if
+    the data set is neither prepared, nor in `manual_dir`, nor downloadable, and a UserError if a
+    file is damaged, or a folder cannot be used.
     """
     if manual_dir is not None and not manual_dir.is_dir():
         raise UserError(f"--manual-dir {manual_dir} is not a folder")
@@ -59,11 +55,6 @@ def load_dataset(
             raise
         print(FALLBACK_WARNING.format(line="!" * 88, error=error), file=sys.stderr, flush=True)
         dataset, splits = "digits", _digits()
-    try:
-        for split, arrays in splits.items():
-            check_arrays(dataset, split, *arrays)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     images, labels = splits["train"]
     kept = len(images) - int(len(images) * validation_fraction)
     train, validation = (images[:kept], labels[:kept]), (images[kept:], labels[kept:])

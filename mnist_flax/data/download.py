@@ -53,11 +53,8 @@ def fetch(
 ) -> Path:
     """A folder with verified files: `manual_dir` if it has all of them, else `originals.path`.
 
-    There, files that are missing or damaged are downloaded.
-
-    Raises:
-      DataUnavailable: a file cannot be downloaded.
-      UserError: a file in `manual_dir` is not the original, or the folder cannot be used.
+    There, files that are missing or damaged are downloaded. Raises DataUnavailable if one cannot
+    be, and a UserError if a file in `manual_dir` is not the original, or the folder cannot be used.
     """
     import pooch
     import requests
@@ -129,8 +126,7 @@ def _bytes_in(folder: Path) -> int:
 def lock_folder(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Lets one process at a time fill a folder, and removes what a failed one left behind.
 
-    Raises:
-      UserError: the folder cannot be used.
+    Raises a UserError if the folder cannot be used.
     """
     lock = FileLock(f"{folder}.lock")
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mnist_flax.core.config import UserError
+from mnist_flax.data import Arrays
 from mnist_flax.data.download import data_root, fetch, original_files
-from mnist_flax.data.tfds_mnist import Arrays
 
 FILE = "mnist_c.zip"
 

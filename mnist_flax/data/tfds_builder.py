@@ -15,29 +15,17 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-Arrays = tuple[np.ndarray, np.ndarray]
+from mnist_flax.data import Arrays
+
 Examples = Iterator[tuple[int, dict[str, Image.Image | int]]]
 
-FEATURES = {
-    "image": tfds.features.Image(shape=(28, 28, 1)),
-    "label": tfds.features.ClassLabel(num_classes=10),
-}
 
+class _Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
+    """TFDS's builder, without TensorFlow and without the network."""
 
-class ArrayBuilder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
-    """Writes images uint8 [N, 28, 28, 1] and labels int32 [N] as TFDS's builder of MNIST does."""
-
-    def __init__(self, name: str, version: str, splits: Mapping[str, Arrays], root: Path):
+    def __init__(self, splits: Mapping[str, Arrays], **arguments: Any):
         self.splits = splits
-        super().__init__(
-            name=name,
-            version=version,
-            features=tfds.features.FeaturesDict(FEATURES),
-            split_datasets={},
-            data_dir=root,
-            description=f"{name}, prepared by mnist-flax from the original files",
-            file_format="array_record",
-        )
+        super().__init__(split_datasets={}, **arguments)
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = super()._info()
@@ -51,13 +39,25 @@ class ArrayBuilder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
     ) -> dict[str, Examples]:
         return {split: _examples(*arrays) for split, arrays in self.splits.items()}
 
-    def prepare(self) -> None:
-        """Writes all examples in TFDS's shuffled order, or nothing."""
-        if not sys.stderr.isatty():
-            tfds.disable_progress_bar()
-        config = tfds.download.DownloadConfig(try_download_gcs=False)
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.download_and_prepare(download_config=config)
+
+def prepare(name: str, version: str, splits: Mapping[str, Arrays], root: Path) -> None:
+    """Writes all examples as TFDS's builder of MNIST does, in its shuffled order, or nothing."""
+    image = tfds.features.Image(shape=(28, 28, 1))
+    label = tfds.features.ClassLabel(num_classes=10)
+    builder = _Builder(
+        splits,
+        name=name,
+        version=version,
+        features=tfds.features.FeaturesDict({"image": image, "label": label}),
+        data_dir=root,
+        description=f"{name}, prepared by mnist-flax from the original files",
+        file_format="array_record",
+    )
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_config=config)
 
 
 def _examples(images: np.ndarray, labels: np.ndarray) -> Examples:

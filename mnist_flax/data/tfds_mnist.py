@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mnist_flax.core.config import DATASET_SIZES, IMAGE_SHAPE, UserError
+from mnist_flax.data import Arrays
 from mnist_flax.data.download import data_root, fetch, lock_folder, original_files
 
 FILES = {
@@ -25,8 +26,6 @@ SPLITS = tuple(FILES)
 VERSION = "3.0.1"  # of all three data sets in TFDS
 CACHE_NAME = "mnist_flax_decoded.npz"
 
-Arrays = tuple[np.ndarray, np.ndarray]
-
 
 def load_tfds(
     name: str, data_dir: Path | None, manual_dir: Path | None, log: Callable[[str], None]
@@ -36,22 +35,16 @@ def load_tfds(
     Arguments and errors are those of `load_dataset`.
     """
     root = data_root(data_dir)
-    if _file_format(root / name / VERSION) == "tfrecord":
-        root /= "array_record"  # only TensorFlow can read the other one, which stays untouched
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged
+        info = json.loads((root / name / VERSION / "dataset_info.json").read_bytes())
+        if info["fileFormat"] == "tfrecord":
+            root /= "array_record"  # only TensorFlow can read the other one, which stays untouched
     folder = root / name / VERSION
     splits = _read_cache(name, folder)
     if splits is None:
         with lock_folder(folder, log):
             splits = _read_cache(name, folder) or _make_cache(name, root, manual_dir, log)
     return splits
-
-
-def _file_format(folder: Path) -> str | None:
-    """The format of the files that TFDS prepared in a folder; None if unknown."""
-    try:
-        return json.loads((folder / "dataset_info.json").read_bytes())["fileFormat"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _make_cache(
@@ -66,16 +59,20 @@ def _make_cache(
     try:
         if originals is not None:
             log(f"preparing {name} in {folder} (only this once, about 15 s)")
-            tfds_builder.ArrayBuilder(name, VERSION, originals, root).prepare()
+            tfds_builder.prepare(name, VERSION, originals, root)
         log(f"reading {name} from {folder} (only this once, about 10 s)")
-        splits = {split: tfds_builder.read_split(folder, split) for split in SPLITS}
-        for split in SPLITS:
-            check_arrays(name, split, *splits[split])
+        splits = {s: check_arrays(name, s, *tfds_builder.read_split(folder, s)) for s in SPLITS}
     except Exception as error:  # TFDS, protobuf and array_record have no common one
         hint = "remove this folder to prepare it again" if folder.exists() else "is the disk full?"
         reason = textwrap.shorten(str(error), 200)
         raise UserError(f"{folder} cannot be prepared or read ({reason}); {hint}") from error
-    _write_cache(name, folder, splits)
+    arrays: dict[str, Any] = {"name": name}
+    for split, (images, labels) in splits.items():
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    temporary = folder / f"tmp_{CACHE_NAME}"  # removed by `lock_folder` if it stays behind
+    with contextlib.suppress(OSError):  # a read-only data folder works too, only slower
+        np.savez(temporary, allow_pickle=False, **arrays)
+        temporary.replace(folder / CACHE_NAME)
     return splits
 
 
@@ -83,27 +80,26 @@ def _read_originals(name: str, split: str, folder: Path) -> Arrays:
     images_path, labels_path = (folder / file for file in FILES[split])
     images, labels = read_idx(images_path)[..., np.newaxis], read_idx(labels_path).astype(np.int32)
     try:
-        check_arrays(name, split, images, labels)
+        return check_arrays(name, split, images, labels)
     except ValueError as error:
         raise UserError(f"{images_path} and {labels_path} do not fit: {error}") from error
-    return images, labels
 
 
-def check_arrays(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Raises a ValueError if a split is not what the config expects of the dataset."""
+def check_arrays(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> Arrays:
+    """The arrays; raises a ValueError if the config expects others of this split of the dataset."""
     count = DATASET_SIZES[name][SPLITS.index(split)]
     actual = f"{images.dtype}{images.shape} and {labels.dtype}{labels.shape}"
     if actual != (expected := f"uint8{(count, *IMAGE_SHAPE)} and int32{(count,)}"):
         raise ValueError(f"{name} has {split} images and labels {actual}, not {expected}")
     if labels.min() < 0 or labels.max() > 9:
         raise ValueError(f"{name} has {split} labels outside 0 to 9")
+    return images, labels
 
 
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in a gzipped IDX file (http://yann.lecun.com/exdb/mnist).
 
-    Raises:
-      UserError: the file is damaged or of another kind.
+    Raises a UserError if the file is damaged or of another kind.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -121,17 +117,8 @@ def _read_cache(name: str, folder: Path) -> dict[str, Arrays] | None:
     try:
         # Reading an entry to its end checks its CRC-32.
         with (folder / CACHE_NAME).open("rb") as file, np.load(file, allow_pickle=False) as cache:
-            splits = {s: (cache[f"{s}_images"], cache[f"{s}_labels"]) for s in SPLITS}
+            arrays = {s: (cache[f"{s}_images"], cache[f"{s}_labels"]) for s in SPLITS}
+            splits = {s: check_arrays(name, s, *arrays[s]) for s in SPLITS}
             return splits if cache["name"] == name else None
     except Exception:  # zipfile and NumPy have no common one for a damaged file
         return None
-
-
-def _write_cache(name: str, folder: Path, splits: dict[str, Arrays]) -> None:
-    arrays: dict[str, Any] = {"name": name}
-    for split, (images, labels) in splits.items():
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    temporary = folder / f"tmp_{CACHE_NAME}"  # removed by `lock_folder` if it stays behind
-    with contextlib.suppress(OSError):  # a read-only data folder works too, only slower
-        np.savez(temporary, allow_pickle=False, **arrays)
-        temporary.replace(folder / CACHE_NAME)

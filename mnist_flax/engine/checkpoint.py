@@ -26,10 +26,6 @@ from mnist_flax.engine.seed_stats import mean_of
 from mnist_flax.engine.workdir import MetricsRow
 
 State = TypeVar("State")
-Log = Callable[[str], None]
-
-# The best checkpoint by this metric is kept besides the latest ones.
-BEST_METRIC = "validation_accuracy"
 
 # Names the step being saved: without checksums it is incomplete, other steps are damaged.
 SAVING = ".saving"
@@ -39,13 +35,13 @@ ORBAX_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 class CheckpointManager:
-    """The checkpoints of a run, saved in the background: the latest ones and the best one.
+    """Saves checkpoints in the background; keeps the latest and the best by validation accuracy.
 
     Several processes each call every method: Orbax lets each write its part of the state, and the
     primary one does the rest.
     """
 
-    def __init__(self, folder: Path, max_to_keep: int, log: Log = print):
+    def __init__(self, folder: Path, max_to_keep: int, log: Callable[[str], None] = print):
         """Opens or creates a folder; removes incomplete checkpoints, quarantines damaged ones.
 
         Raises a UserError if all of them are damaged.
@@ -74,8 +70,8 @@ class CheckpointManager:
             return
         metrics: Any = None
         if row and "validation_accuracy" in row:
-            metrics = {BEST_METRIC: mean_of(row["validation_accuracy"])}
-        _mark_saving(self.folder, step)
+            metrics = {"validation_accuracy": mean_of(row["validation_accuracy"])}
+        run_on_primary(files.write_text)(self.folder / SAVING, str(step))
         # Forced, because the default policy may skip a save.
         response = self._orbax.save_async(
             step, state, force=True, metrics=metrics, custom_metadata=_fingerprint(step, state)
@@ -157,10 +153,9 @@ class CheckpointManager:
 
 
 @run_on_primary
-def _clean(folder: Path, max_to_keep: int, log: Log) -> None:
+def _clean(folder: Path, max_to_keep: int, log: Callable[[str], None]) -> None:
     """Removes checkpoints that were being saved or deleted, and quarantines damaged ones."""
-    names = (path.name for path in folder.glob("*") if path.name.isdecimal())
-    saved = [folder / name for name in sorted(names, key=int)]
+    saved = sorted((x for x in folder.glob("*") if x.name.isdecimal()), key=lambda x: int(x.name))
     saving = folder / SAVING
     incomplete = saving.read_text() if saving.exists() else ""
     if saved and saved[-1].name == incomplete and not (saved[-1] / files.CHECKSUMS).exists():
@@ -182,26 +177,17 @@ def _clean(folder: Path, max_to_keep: int, log: Log) -> None:
     saving.unlink(missing_ok=True)
 
 
-@run_on_primary
-def _mark_saving(folder: Path, step: int) -> None:
-    files.write_text(folder / SAVING, str(step))
-
-
 def _best_step(metrics: dict[int, Any]) -> int | None:
-    """The step with the best metric, the latest of equals; None if none has one."""
-    scores = {step: metrics[step][BEST_METRIC] for step in metrics if metrics[step]}
+    """The step with the best validation accuracy, the latest of equals; None if none has one."""
+    scores = {step: metrics[step]["validation_accuracy"] for step in metrics if metrics[step]}
     return max(scores, key=lambda step: (scores[step], step), default=None)
 
 
 def load_params(folder: Path, which: str = "latest") -> tuple[int, model.Params]:
     """The step and the parameters of a checkpoint, on the first device; only reads the folder.
 
-    Args:
-      folder: holds the checkpoints.
-      which: `latest`, `best` (by `BEST_METRIC`) or a step.
-
-    Raises:
-      UserError: there is no such checkpoint, or it cannot be read.
+    `which` is `latest`, `best` or a step. Raises a UserError if there is no such checkpoint, or it
+    cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: nothing has been trained there")

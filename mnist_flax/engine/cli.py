@@ -29,21 +29,14 @@ Value = TypeVar("Value")
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
-def path_from_environment(name: str) -> Path | None:
-    """The path in an environment variable; None if it is unset or empty."""
-    return Path(os.environ[name]) if os.environ.get(name) else None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """The options of a command that uses a trained run."""
 
     workdir: OptionalPath = None
     """The run's workdir. Required."""
-
     checkpoint: str = "latest"
     """Which checkpoint: `latest`, `best` (by the validation accuracy) or a step."""
-
     seed_index: int | None = None
     """Which of several networks. Default: all of them, by their mean probability."""
 
@@ -54,9 +47,8 @@ class DataOptions:
 
     data_dir: OptionalPath = None
     """TFDS's data folder. Default: TFDS_DATA_DIR, else TFDS's own."""
-
     manual_dir: OptionalPath = dataclasses.field(
-        default_factory=lambda: path_from_environment("MNIST_FLAX_MANUAL_DIR")
+        default_factory=lambda: Path(path) if (path := os.getenv("MNIST_FLAX_MANUAL_DIR")) else None
     )
     """Read-only folder with the four original .gz files, for machines without a network.
     Default: MNIST_FLAX_MANUAL_DIR."""
@@ -178,9 +170,8 @@ def enable_compilation_cache(enabled: bool = True) -> None:
 
 def _expand_paths(options: Any) -> Any:
     """The options with `~` in paths replaced; raises a UserError if a path cannot be used."""
-    values = {x.name: getattr(options, x.name) for x in dataclasses.fields(options)}
     try:
-        paths = {name: v.expanduser() for name, v in values.items() if isinstance(v, Path)}
+        paths = {name: x.expanduser() for name, x in vars(options).items() if isinstance(x, Path)}
         for path in paths.values():
             path.exists()  # raises for a path that is too long or forbidden
     except RuntimeError as error:

@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-# JAX ends the other processes when one has sent no heartbeat for this long.
-HEARTBEAT_SECONDS = 30
-
-# How long processes wait for each other at the start.
-START_SECONDS = 300
-
 
 class PrimaryError(UserError):
     """A mistake that the primary process reports."""
@@ -52,8 +46,8 @@ def initialize(address: str | None, num_processes: int | None, process_id: int |
     try:
         jax.distributed.initialize(
             *arguments,
-            initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            initialization_timeout=300,
+            heartbeat_timeout_seconds=30,  # JAX ends the others when one is silent for this long
         )
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")

@@ -20,10 +20,6 @@ PACKAGES = (
 # https://github.com/openxla/xla/blob/main/docs/determinism.md
 DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True}
 
-# A change of these does not change the bits of a result.
-IRRELEVANT = {"python", "orbax-checkpoint", "tensorflow-datasets"}
-IRRELEVANT_ON_ACCELERATORS = {"cores", "processor"}
-
 
 def current_environment() -> Environment:
     """Versions and hardware, as far as the bits of a result may depend on them."""
@@ -45,7 +41,10 @@ def current_environment() -> Environment:
 
 def diff_environments(old: Environment, new: Environment) -> list[str]:
     """One text for each entry that differs and may change the bits of a result."""
-    ignored = IRRELEVANT | (IRRELEVANT_ON_ACCELERATORS if new["backend"] != "cpu" else set())
+    # A change of these does not change the bits of a result.
+    ignored = {"python", "orbax-checkpoint", "tensorflow-datasets"}
+    if new["backend"] != "cpu":
+        ignored |= {"cores", "processor"}
     return [
         f"{name} was {old.get(name)}, now {new[name]}"
         for name in new

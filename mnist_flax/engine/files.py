@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import typeguard
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from mnist_flax.core.config import UserError
 
 T = TypeVar("T")
-
-ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
 
 # `sha256sum -c SHA256SUMS` checks such a folder too.
 CHECKSUMS = "SHA256SUMS"
@@ -29,26 +27,17 @@ def parse_json(text: str, kind: type[T]) -> T:
     or not below 2**63, or text that is not UTF-8.
     """
     try:
-        value = json.loads(
-            text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_parse_float
-        )
+        value = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_number)
         json.dumps(value, ensure_ascii=False).encode()
-        typeguard.check_type(value, kind, collection_check_strategy=ALL_ITEMS)
-    except (typeguard.TypeCheckError, RecursionError) as error:
+        return check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except (TypeCheckError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error
-    return value
 
 
-def _parse_int(text: str) -> int:
-    _parse_float(text)
-    return int(text)
-
-
-def _parse_float(text: str) -> float:
-    number = float(text)
-    if not abs(number) < 2**63:
+def _number(text: str) -> int | float:
+    if not abs(float(text)) < 2**63:
         raise ValueError(f"the number {text} is out of range")
-    return number
+    return int(text) if text.removeprefix("-").isdecimal() else float(text)
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:
@@ -90,19 +79,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         fsync(temporary)
         temporary.replace(path)
-        fsync(path.parent, recursive=False)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def fsync(path: Path, recursive: bool = True) -> None:
-    """Returns once a file, or a folder with all in it, would survive a power failure."""
-    for entry in (*(path.rglob("*") if recursive else ()), path):
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def fsync(path: Path) -> None:
+    """Returns once a file, or the list of a folder's entries, would survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def quarantine(path: Path) -> Path:
@@ -110,16 +98,17 @@ def quarantine(path: Path) -> Path:
     names = (f"{path.name}.damaged{count or ''}" for count in itertools.count())
     target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     path.rename(target)
-    fsync(path.parent, recursive=False)
+    fsync(path.parent)
     return target
 
 
 def write_checksums(folder: Path) -> None:
     """Adds the checksums of its files to a complete folder; all is on disk when this returns."""
-    fsync(folder)
+    for path in (*folder.rglob("*"), folder):
+        fsync(path)
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(_list_files(folder))]
     write_text(folder / CHECKSUMS, "".join(lines))
-    fsync(folder.parent, recursive=False)
+    fsync(folder.parent)
 
 
 def find_corruption(folder: Path) -> str | None:

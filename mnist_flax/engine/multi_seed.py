@@ -39,13 +39,9 @@ def map_over_seeds(
 ) -> stages.Wrapped:
     """A function of one network, jitted, and mapped over the seeds if there are several.
 
-    Args:
-      function: takes and returns pytrees of arrays.
-      num_mapped: how many of its arguments, the first ones, each seed has its own of; they have a
-        leading axis for the seeds. The other arguments are shared by all seeds.
-      config: decides the number of seeds.
-      mesh: the devices; the result is placed by `seed_sharding`.
-      donate: the arguments whose memory the result may reuse.
+    It takes and returns pytrees of arrays. Each seed has its own of the first `num_mapped`
+    arguments, which have a leading axis for the seeds; the others are shared by all seeds. The
+    result is placed by `seed_sharding`, and may reuse the memory of the arguments in `donate`.
     """
     placement = sharding.seed_sharding(mesh, config.num_seeds)
     if config.num_seeds == 1:
@@ -56,8 +52,7 @@ def map_over_seeds(
 
         return jax.jit(single, donate_argnums=donate, out_shardings=placement)
 
-    def mapped(*arguments: Any) -> Any:
-        per_seed, shared = arguments[:num_mapped], arguments[num_mapped:]
+    def mapped(per_seed: tuple[object, ...], shared: tuple[object, ...]) -> Any:
         at_once = min(SEEDS_AT_ONCE, config.num_seeds // mesh.shape[sharding.SEED])
         return lax.map(
             lambda of_one_seed: function(*of_one_seed, *shared),
@@ -66,23 +61,19 @@ def map_over_seeds(
         )
 
     def on_each_device(*arguments: Any) -> Any:
-        specs = (P(sharding.SEED),) * num_mapped + (P(),) * (len(arguments) - num_mapped)
         return jax.shard_map(
             mapped,
             mesh=mesh,
-            in_specs=specs,
+            in_specs=(P(sharding.SEED), P()),
             out_specs=P(sharding.SEED),
             axis_names={sharding.SEED},
             check_vma=False,
-        )(*arguments)
+        )(arguments[:num_mapped], arguments[num_mapped:])
 
     return jax.jit(on_each_device, donate_argnums=donate, out_shardings=placement)
 
 
 def compile_lowered(lowered: stages.Lowered, config: Config) -> stages.Compiled:
-    """Compiles a program; on CPU at LLVM's level 1, which takes two thirds of the time.
-
-    The compiled programs are as fast.
-    """
+    """Compiles; on CPU at LLVM's level 1: two thirds of the time, for programs that are as fast."""
     level = {"xla_backend_optimization_level": "1"} if sharding.on_cpu() else {}
     return lowered.compile(level | (DETERMINISTIC_OPTIONS if config.deterministic else {}))

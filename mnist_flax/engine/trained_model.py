@@ -56,11 +56,8 @@ class TrainedModel:
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The most probable digit of each image, int32 [N].
 
-        Args:
-          images: [N, 28, 28] or [N, 28, 28, 1], white on black, uint8 or float from 0 to 1.
-
-        Raises:
-          UserError: the images have another shape, type or range.
+        Images are [N, 28, 28] or [N, 28, 28, 1], white on black, uint8 or float from 0 to 1. Raises
+        a UserError if they have another shape, type or range.
         """
         return self.probabilities(images).argmax(axis=-1).astype(np.int32)
 
@@ -89,12 +86,8 @@ class TrainedModel:
         mesh = sharding.device_mesh(self.config.num_seeds)
         replicated = sharding.replicated(mesh)
         params = jax.device_put(self.params, sharding.seed_sharding(mesh, self.config.num_seeds))
-        predict = multi_seed.map_over_seeds(
-            lambda params, images: inference.predict_logits(params, images, self.config),
-            num_mapped=1,
-            config=self.config,
-            mesh=mesh,
-        )
+        function = functools.partial(inference.predict_logits, config=self.config)
+        predict = multi_seed.map_over_seeds(function, 1, self.config, mesh)
 
         @functools.cache
         def compile_for(shape: tuple[int, ...]) -> stages.Compiled:

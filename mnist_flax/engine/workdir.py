@@ -146,7 +146,7 @@ def initialize_workdir(folder: Path, config: Config, environment: Environment) -
         files.write_json(folder / ENVIRONMENT, environment)
     if not (folder / CONFIG).exists():
         files.write_json(folder / CONFIG, dataclasses.asdict(config))
-        files.fsync(folder.parent, recursive=False)
+        files.fsync(folder.parent)
     return environment if stored is None else stored
 
 
@@ -222,13 +222,10 @@ def truncate_metrics(folder: Path, config: Config, last_step: int) -> list[Metri
 def append_metrics(folder: Path, row: MetricsRow) -> None:
     """Adds one row; it is on disk when this returns."""
     path = folder / METRICS
-    is_new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if is_new:
-        files.fsync(folder, recursive=False)
+    files.fsync(path)
+    files.fsync(folder)
 
 
 def mark_checkpointed(folder: Path) -> None:

@@ -15,12 +15,10 @@ from mnist_flax.engine.cli import DataOptions, RunOptions
 from mnist_flax.engine.seed_stats import format_percent, mean_of
 
 if TYPE_CHECKING:
+    from mnist_flax.data import Arrays
     from mnist_flax.data.dataset import Dataset
-    from mnist_flax.data.tfds_mnist import Arrays
     from mnist_flax.engine.trained_model import TrainedModel
     from mnist_flax.evaluate.metrics import Evaluation
-
-PROG = cli.program_name("evaluate")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,19 +27,14 @@ class Options(DataOptions, RunOptions):
 
     split: Literal["test", "validation", "train"] = "test"
     """Which images."""
-
     dataset: Literal["as trained", "mnist", "fashion_mnist", "kmnist", "digits"] = "as trained"
     """Which dataset."""
-
     corruptions: bool = False
     """Also evaluate on noisy, blurred, shifted, rotated, occluded, ... images."""
-
     mnist_c: bool = False
     """Also evaluate on MNIST-C's corrupted test images, a download of 247 MB once."""
-
     json: bool = False
     """Print everything as JSON, with every misclassified image."""
-
     no_report: bool = False
     """Do not write the report again."""
 
@@ -50,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def action(argv: Sequence[str]) -> int:
-        options = cli.parse_options(Options, PROG, argv)
+        options = cli.parse_options(Options, cli.program_name("evaluate"), argv)
         evaluation = evaluate_run(options)
         print(json.dumps(evaluation, indent=2) if options.json else describe(evaluation))
         return 0
@@ -61,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate_run(options: Options) -> "Evaluation":
     """Evaluates a trained run and, unless `no_report`, writes its report.
 
-    Raises:
-      UserError: there is no such run, checkpoint or split, or a folder cannot be used.
+    Raises a UserError if there is no such run, checkpoint or split, or a folder cannot be used.
     """
     folder = cli.require_workdir(options)
     from mnist_flax.engine.trained_model import load_trained

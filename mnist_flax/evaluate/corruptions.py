@@ -4,6 +4,7 @@ Pure functions on the device. Each kind has five severities, on a scale of this 
 spirit of MNIST-C (https://arxiv.org/abs/1906.02337).
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 Images = jax.Array  # float32 [batch, 28, 28, 1] from 0 to 1
 
 
+@functools.partial(jax.jit, static_argnames=("kind", "severity"))
 def apply_corruption(key: jax.Array, images: jax.Array, kind: str, severity: int) -> jax.Array:
     """Corrupted images, uint8 [batch, 28, 28, 1]; `kind` is of `KINDS`, `severity` 1 to 5."""
     corrupted = KINDS[kind](key, images.astype(jnp.float32) / 255, severity / 5)
@@ -105,15 +107,11 @@ def robustness(
 ) -> dict[str, list[float]]:
     """The accuracy of the ensemble for each kind at severities 0 (clean) to 5."""
     clean = ensemble_accuracy(trained.logits(images), labels)
-    corrupt = jax.jit(apply_corruption, static_argnames=("kind", "severity"))
-
-    def accuracy(key: jax.Array, kind: str, severity: int) -> float:
-        corrupted = np.asarray(corrupt(key, images, kind, severity))
-        return ensemble_accuracy(trained.logits(corrupted), labels)
-
     base = jax.random.key(trained.config.seed)
-    keys = {kind: jax.random.fold_in(base, number) for number, kind in enumerate(KINDS)}
-    return {
-        kind: [clean, *(accuracy(key, kind, severity) for severity in SEVERITIES)]
-        for kind, key in keys.items()
-    }
+    table = {kind: [clean] for kind in KINDS}
+    for number, (kind, accuracies) in enumerate(table.items()):
+        key = jax.random.fold_in(base, number)
+        for severity in SEVERITIES:
+            corrupted = np.asarray(apply_corruption(key, images, kind, severity))
+            accuracies.append(ensemble_accuracy(trained.logits(corrupted), labels))
+    return table

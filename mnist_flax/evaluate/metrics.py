@@ -16,8 +16,7 @@ from mnist_flax.engine.trained_model import TrainedModel
 BINS = 15
 
 ClassScores = TypedDict(
-    "ClassScores",
-    {"class": int, "precision": float, "recall": float, "f1": float, "examples": int},
+    "ClassScores", {"class": int, "precision": float, "recall": float, "f1": float, "examples": int}
 )
 
 
@@ -146,15 +145,14 @@ def class_scores(confusion: np.ndarray) -> list[ClassScores]:
     ]
 
 
-def top_confusions(confusion: np.ndarray, count: int = 10) -> list[Confusion]:
-    """The most frequent confusions, at most `count`."""
-    errors = confusion * (1 - np.eye(len(confusion), dtype=int))
-    order = np.argsort(-errors, axis=None, kind="stable")[:count]
-    return [
-        {"label": int(row), "prediction": int(column), "count": int(errors[row, column])}
-        for row, column in zip(*np.unravel_index(order, errors.shape), strict=True)
-        if errors[row, column]
+def top_confusions(confusion: np.ndarray) -> list[Confusion]:
+    """The most frequent confusions, at most ten."""
+    rows: list[Confusion] = [
+        {"label": label, "prediction": prediction, "count": int(count)}
+        for (label, prediction), count in np.ndenumerate(confusion)
+        if label != prediction and count
     ]
+    return sorted(rows, key=lambda row: -row["count"])[:10]
 
 
 def misclassified(probability: np.ndarray, labels: np.ndarray) -> list[Misclassified]:

@@ -8,7 +8,6 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from skimage.util import montage
@@ -25,7 +24,7 @@ MAX_MISCLASSIFIED = 60
 
 
 def curves(metrics: Sequence[MetricsRow]) -> bytes:
-    """Loss, error rate and learning rate by epoch; several seeds as a band."""
+    """Loss, error rate and learning rate by epoch; of several seeds the mean and the range."""
     figure = _new_figure(10, 3.4)
     left, middle, right = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in metrics]
@@ -34,9 +33,10 @@ def curves(metrics: Sequence[MetricsRow]) -> bytes:
             if name in metrics[0]:
                 values = np.array([per_seed(row[name]) for row in metrics])
                 shown = values if axes is left else 100 * (1 - values)
-                _plot_band(axes, epochs, shown, color, split)
-    rates = [row["learning_rate"] for row in metrics]
-    right.plot(epochs, rates, "o-", color=GREEN, markersize=4)
+                axes.plot(epochs, shown.mean(axis=1), "o-", color=color, label=split, markersize=4)
+                low, high = shown.min(axis=1), shown.max(axis=1)
+                axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+    right.plot(epochs, [row["learning_rate"] for row in metrics], "o-", color=GREEN, markersize=4)
     right.set(xlabel="epoch", ylabel="learning rate (last step)", ylim=(0, None))
     for axes, label in ((left, "cross-entropy (nats)"), (middle, "error rate (%)")):
         axes.set(xlabel="epoch", ylabel=label, yscale="log")
@@ -126,10 +126,9 @@ def saliency(maps: np.ndarray, mean_images: np.ndarray) -> bytes:
     """The saliency map and the mean image of each class, float [10, 28, 28] both."""
     figure = _new_figure(10, 2.4)
     above, below = figure.subplots(2, 1)
-    limit = np.quantile(maps, 0.999)
     above.imshow(_tile(mean_images, NUM_CLASSES), cmap="gray_r")
     nonzero = np.where(maps == 0, np.nan, maps)
-    below.imshow(_tile(nonzero, NUM_CLASSES), cmap="viridis", vmax=limit)
+    below.imshow(_tile(nonzero, NUM_CLASSES), cmap="viridis", vmax=np.quantile(maps, 0.999))
     size = maps.shape[-1]
     for axes, label in ((above, "mean image"), (below, "saliency\n(blank: 0)")):
         axes.set_ylabel(label, fontsize=8)
@@ -161,14 +160,6 @@ def _tile(images: np.ndarray, columns: int, padding: int = 0) -> np.ndarray:
     """One image of many [N, height, width], which is drawn faster than many axes; NaN is blank."""
     shape = (-(-len(images) // columns), columns)
     return montage(images, fill=np.nan, grid_shape=shape, padding_width=padding)
-
-
-def _plot_band(axes: Axes, epochs: list[int], values: np.ndarray, color: str, label: str) -> None:
-    """The mean of values [epochs, seeds], in a band from the minimum to the maximum."""
-    axes.plot(epochs, values.mean(axis=1), "o-", color=color, label=label, markersize=4)
-    if values.shape[1] > 1:
-        low, high = values.min(axis=1), values.max(axis=1)
-        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def _new_figure(width: float, height: float) -> Figure:

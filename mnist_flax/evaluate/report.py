@@ -19,9 +19,6 @@ from mnist_flax.engine.workdir import MetricsRow, Summary
 from mnist_flax.evaluate import plots
 from mnist_flax.evaluate.metrics import Evaluation
 
-# How many images of each class the saliency is averaged over.
-SALIENCY_IMAGES = 100
-
 
 def make_figures(
     trained: TrainedModel,
@@ -32,15 +29,18 @@ def make_figures(
 ) -> dict[str, bytes]:
     """The figures of the report as PNG; saliency and filters are those of the first network.
 
-    The images, uint8 [N, 28, 28, 1], and labels, int32 [N], are those of the evaluation.
+    The images, uint8 [N, 28, 28, 1], and labels, int32 [N], are those of the evaluation. The
+    saliency is averaged over at most 100 images of each class.
     """
-    misclassified = evaluation["misclassified"]
-    kernel = np.asarray(trained.first_params()["Conv_0"]["kernel"])
+    params, misclassified = trained.first_params(), evaluation["misclassified"]
+    classes = [images[labels == label][:100] for label in range(NUM_CLASSES)]
+    maps = [np.asarray(saliency_map(params, x, trained.config)).mean(axis=0) for x in classes]
+    mean_images = [x[..., 0].mean(axis=0) for x in classes]
     figures = {
         "confusion": plots.confusion(evaluation["confusion"]),
         "reliability": plots.reliability(evaluation["calibration"]),
-        "saliency": _saliency_figure(trained, images, labels),
-        "filters": plots.filters(kernel),
+        "saliency": plots.saliency(np.stack(maps), np.stack(mean_images)),
+        "filters": plots.filters(np.asarray(params["Conv_0"]["kernel"])),
     }
     if misclassified:
         selected = images[[image["index"] for image in misclassified]]
@@ -50,14 +50,6 @@ def make_figures(
     if "robustness" in evaluation:
         figures["robustness"] = plots.robustness(evaluation["robustness"])
     return figures
-
-
-def _saliency_figure(trained: TrainedModel, images: np.ndarray, labels: np.ndarray) -> bytes:
-    params, config = trained.first_params(), trained.config
-    classes = [images[labels == label][:SALIENCY_IMAGES] for label in range(NUM_CLASSES)]
-    maps = [np.asarray(saliency_map(params, x, config)).mean(axis=0) for x in classes]
-    mean_images = [x[..., 0].mean(axis=0) for x in classes]
-    return plots.saliency(np.stack(maps), np.stack(mean_images))
 
 
 def write_report(
@@ -70,8 +62,7 @@ def write_report(
 ) -> None:
     """Writes `index.html`, `evaluation.json` and the figures as PNG files into a folder.
 
-    Raises:
-      OSError: the folder cannot be written.
+    Raises an OSError if the folder cannot be written.
     """
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
@@ -91,14 +82,11 @@ def render_html(
 ) -> str:
     """The page, which includes the figures."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mnist_flax.evaluate", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": format_percent, "text": format_value}
-    return environment.get_template("report.html.jinja").render(
+    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
         config=dataclasses.asdict(config),
         metrics=metrics,
         summary=summary,

@@ -57,7 +57,9 @@ class RunComparison(Comparison):
 def compare_logits(a: np.ndarray, b: np.ndarray, labels: np.ndarray, paired: bool) -> Comparison:
     """Compares the accuracy of two models, each of one network or several.
 
-    The intervals are of the difference of the mean accuracies, McNemar's test is of the ensembles.
+    The intervals are of the difference of the mean accuracies: over seeds as in `seed_interval`,
+    over images by the bootstrap's percentiles. McNemar's exact test is of the ensembles
+    (https://doi.org/10.1007/BF02295996).
 
     Logits are float32 [seeds, N, 10], labels int32 [N]. If `paired`, seed i of A and seed i of B
     share their randomness.
@@ -67,6 +69,11 @@ def compare_logits(a: np.ndarray, b: np.ndarray, labels: np.ndarray, paired: boo
     predictions = np.stack([probabilities(logits).argmax(axis=-1) for logits in (a, b)], axis=1)
     ensemble_correct = predictions == labels[:, None]
     only_a, only_b = (ensemble_correct & ~ensemble_correct[:, ::-1]).T
+    changed = int((only_a | only_b).sum())
+    mcnemar_p = float(stats.binomtest(int(only_b.sum()), changed).pvalue) if changed else 1.0
+    differences = correct_b.mean(axis=0) - correct_a.mean(axis=0)
+    rng = np.random.default_rng(0)
+    bootstrap = stats.bootstrap((differences,), np.mean, batch=100, method="percentile", rng=rng)
     result: Comparison = {
         "test_examples": len(labels),
         "accuracy_a": aggregate(accuracy_a),
@@ -74,8 +81,8 @@ def compare_logits(a: np.ndarray, b: np.ndarray, labels: np.ndarray, paired: boo
         "difference": float(accuracy_b.mean() - accuracy_a.mean()),
         "paired": paired,
         "interval95_over_seeds": seed_interval(accuracy_a, accuracy_b, paired),
-        "interval95_over_images": image_interval(correct_b.mean(axis=0) - correct_a.mean(axis=0)),
-        "mcnemar_p": mcnemar_test(int(only_a.sum()), int(only_b.sum())),
+        "interval95_over_images": [float(end) for end in bootstrap.confidence_interval],
+        "mcnemar_p": mcnemar_p,
         "only_a_correct": _list_images(only_a, labels, predictions),
         "only_b_correct": _list_images(only_b, labels, predictions),
         "verdict": "",
@@ -97,22 +104,6 @@ def seed_interval(a: np.ndarray, b: np.ndarray, paired: bool) -> list[float] | N
     same_variance = 1 in (len(a), len(b))
     test = stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a, equal_var=same_variance)
     return [float(end) for end in test.confidence_interval(LEVEL)]
-
-
-def image_interval(differences: np.ndarray) -> list[float]:
-    """The 95 % bootstrap percentile interval of the mean of one value per image."""
-    rng = np.random.default_rng(0)
-    test = stats.bootstrap((differences,), np.mean, batch=100, method="percentile", rng=rng)
-    return [float(end) for end in test.confidence_interval]
-
-
-def mcnemar_test(only_a: int, only_b: int) -> float:
-    """The p-value of McNemar's exact test (https://doi.org/10.1007/BF02295996).
-
-    It takes the number of images that only A, and that only B classifies correctly.
-    """
-    changed = only_a + only_b
-    return float(stats.binomtest(only_b, changed).pvalue) if changed else 1.0
 
 
 def verdict(result: Comparison) -> str:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 from mnist_flax.core.config import UserError
 from mnist_flax.engine import cli, files
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
     from mnist_flax.data.dataset import Dataset
     from mnist_flax.engine.trained_model import TrainedModel
-
-PROG = cli.program_name("export")
-
-# The largest accepted difference between a probability and the checkpoint's.
-TOLERANCE = 1e-5
 
 INTERFACE = (
     "From images, uint8 [N, 28, 28, 1], a white digit on black, 20 pixels high or wide and "
@@ -44,36 +39,9 @@ class Options(DataOptions, RunOptions):
 
     output: OptionalPath = None
     """The file to write. Required. The model card is written beside it."""
-
     format: Literal["stablehlo", "onnx", "safetensors"] = "stablehlo"
     """`stablehlo` for JAX and XLA, `onnx` for ONNX Runtime and others; both include the scaling
     of the images. `safetensors` holds the parameters alone."""
-
-
-class CheckedOn(TypedDict):
-    """The test images on which a file was compared with the checkpoint."""
-
-    dataset: str
-    examples: int
-    largest_difference: float
-
-
-class ModelCard(TypedDict):
-    """The content of `FILE.card.json`."""
-
-    file: str
-    format: str
-    interface: str
-    trained_on: str
-    seeds: list[int]
-    step: int
-    parameters: int
-    purpose: str
-    limits: list[str]
-    mnist_flax: str
-    config: dict[str, object]
-    accuracy: float
-    checked_on: CheckedOn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,15 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(argv: Sequence[str]) -> int:
-    options = cli.parse_options(Options, PROG, argv)
+    options = cli.parse_options(Options, cli.program_name("export"), argv)
     workdir = cli.require_workdir(options)
     output = cli.require_option(options.output, "--output is missing: the file to write").absolute()
+    from mnist_flax.data.dataset import load_dataset
+    from mnist_flax.data.download import DataUnavailable
     from mnist_flax.engine.trained_model import load_trained
     from mnist_flax.export.formats import FORMATS
 
     cli.enable_compilation_cache()
     trained = load_trained(workdir, options.checkpoint, options.seed_index)
-    dataset = _load_dataset(trained.config.dataset, options)
+    name, folders = trained.config.dataset, (options.data_dir, options.manual_dir)
+    try:
+        dataset = load_dataset(name, *folders, log=cli.print_status)
+    except DataUnavailable as error:
+        cli.print_status(f"{error}; verifying on scikit-learn's digits instead")
+        dataset = load_dataset("digits")
     convert, load = FORMATS[options.format]
     content = convert(trained)
     try:
@@ -112,29 +87,21 @@ def _export(argv: Sequence[str]) -> int:
     return 0
 
 
-def _load_dataset(name: str, options: Options) -> "Dataset":
-    """A dataset or, where it is not available, the bundled digits."""
-    from mnist_flax.data.dataset import load_dataset
-    from mnist_flax.data.download import DataUnavailable
-
-    try:
-        return load_dataset(name, options.data_dir, options.manual_dir, log=cli.print_status)
-    except DataUnavailable as error:
-        cli.print_status(f"{error}; verifying on scikit-learn's digits instead")
-        return load_dataset("digits")
-
-
 def _make_card(
     name: str, kind: str, trained: "TrainedModel", dataset: "Dataset", probabilities: "np.ndarray"
-) -> ModelCard:
-    """The card; raises a RuntimeError if a file's probabilities differ from the checkpoint's."""
+) -> dict[str, object]:
+    """The content of `FILE.card.json`.
+
+    Raises a RuntimeError if a prediction of the file differs from the checkpoint's, or a
+    probability differs by more than 1e-5.
+    """
     from mnist_flax.export.formats import LAYOUT
 
     images, labels = dataset.test
     expected = trained.probabilities(images)
     predictions = probabilities.argmax(axis=-1)
     difference = float(abs(probabilities - expected).max())
-    if not (difference <= TOLERANCE and (predictions == expected.argmax(axis=-1)).all()):
+    if not (difference <= 1e-5 and (predictions == expected.argmax(axis=-1)).all()):
         raise RuntimeError(f"probabilities differ from the checkpoint's by up to {difference:.1e}")
     return {
         "file": cli.escape_unprintable(name),
@@ -157,12 +124,11 @@ def _make_card(
     }
 
 
-def _format_card(card: ModelCard) -> str:
+def _format_card(card: dict[str, object]) -> str:
     """The card as Markdown."""
-    template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
-    lists = {
-        "seeds": ", ".join(map(str, card["seeds"])),
-        "limits": "\n".join(f"- {limit}" for limit in card["limits"]),
-        "config": "\n".join(f"| `{k}` | {json.dumps(v)} |" for k, v in card["config"].items()),
-    }
-    return template.format(**{**card, **lists})
+    import jinja2
+
+    template = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
+    return jinja2.Template(
+        template, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    ).render(card)

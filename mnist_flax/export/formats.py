@@ -15,7 +15,9 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax import export
+from jax.typing import ArrayLike
 
 from mnist_flax.core import model
 from mnist_flax.core.augment import center_crop, to_float
@@ -23,9 +25,6 @@ from mnist_flax.core.config import IMAGE_SHAPE, Config, UserError
 from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax
 from mnist_flax.engine.trained_model import TrainedModel
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-# The oldest that have every operator used here; newer readers accept them.
-ONNX_OPSET, ONNX_IR = 17, 8
 CONV = tuple(f"Conv_{index}" for index in range(model.NUM_BLOCKS))
 DENSE = ("Dense_0", "Dense_1", "Dense_2")
 LAYOUT = (
@@ -34,7 +33,6 @@ LAYOUT = (
     "begins with its seed, as in seed_0.Conv_0.kernel."
 )
 
-Array = np.ndarray | jax.Array
 Layer = dict[str, jax.Array]  # the kernel and the bias
 Predictor = Callable[[np.ndarray], np.ndarray]  # uint8 [N, 28, 28, 1] to probabilities [N, 10]
 
@@ -44,7 +42,7 @@ def to_stablehlo(trained: TrainedModel) -> bytes:
     networks = list(_params_by_prefix(trained).values())
     program = jax.jit(lambda x: _probabilities(networks, x, trained.config, conv_pool_lax))
     images = jax.ShapeDtypeStruct(export.symbolic_shape("N, 28, 28, 1"), jnp.uint8)
-    return bytes(export.export(program, platforms=PLATFORMS)(images).serialize())
+    return bytes(export.export(program, platforms=("cpu", "cuda", "tpu"))(images).serialize())
 
 
 def load_stablehlo(path: Path) -> Predictor:
@@ -71,7 +69,7 @@ class OnnxGraph:
         self.nodes: list[object] = []
         self.constants: list[object] = []
 
-    def add(self, operator: str, name: str, *inputs: str | Array, **attributes: object) -> str:
+    def add(self, operator: str, name: str, *inputs: str | ArrayLike, **attributes: object) -> str:
         """Appends an operator; returns its name, which is also that of its output.
 
         Inputs are names of other outputs, or arrays, which become constants.
@@ -91,9 +89,9 @@ class OnnxGraph:
         images = helper.make_tensor_value_info("images", types.UINT8, ["N", *IMAGE_SHAPE])
         result = helper.make_tensor_value_info(output, types.FLOAT, ["N", model.NUM_CLASSES])
         graph = helper.make_graph(self.nodes, "mnist_flax", [images], [result], self.constants)
-        opsets = [helper.make_opsetid("", ONNX_OPSET)]
-        proto = helper.make_model(graph, opset_imports=opsets, producer_name="mnist_flax")
-        proto.ir_version = ONNX_IR
+        # The oldest versions that have every operator used here; newer readers accept them.
+        versions = {"opset_imports": [helper.make_opsetid("", 17)], "ir_version": 8}
+        proto = helper.make_model(graph, producer_name="mnist_flax", **versions)
         self.onnx.checker.check_model(proto, full_check=True)
         return proto.SerializeToString()
 
@@ -153,12 +151,11 @@ def load_onnx(path: Path) -> Predictor:
 
 
 def to_safetensors(trained: TrainedModel) -> bytes:
-    """The parameters by name, in the order of the layers; the metadata describe the layout."""
+    """The parameters by name; the metadata describe the layout."""
     tensors = {
-        f"{prefix}{layer}.{name}": np.ascontiguousarray(params[layer][name])
+        f"{prefix}{name}": np.ascontiguousarray(value)
         for prefix, params in _params_by_prefix(trained).items()
-        for layer in (*CONV, *DENSE)
-        for name in ("kernel", "bias")
+        for name, value in traverse_util.flatten_dict(params, sep=".").items()
     }
     config = json.dumps({"input_size": trained.config.input_size})
     return _import_extra("safetensors.numpy").save(tensors, {"layout": LAYOUT, "config": config})
@@ -166,15 +163,12 @@ def to_safetensors(trained: TrainedModel) -> bytes:
 
 def load_safetensors(path: Path) -> Predictor:
     """Loads the parameters in a safetensors file into this package's network."""
-    networks: dict[str, model.Params] = {}
     with _import_extra("safetensors").safe_open(path, "flax") as file:
         config = Config(**json.loads(file.metadata()["config"]))
-        for key in file.keys():  # noqa: SIM118  (it is not a dict)
-            *prefix, layer, name = key.split(".")
-            network = networks.setdefault(".".join(prefix), {})
-            network.setdefault(layer, {})[name] = file.get_tensor(key)
-    params = list(networks.values())
-    return lambda images: np.asarray(_probabilities(params, jnp.asarray(images), config, None))
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
+    tree = traverse_util.unflatten_dict(tensors, sep=".")
+    networks = [tree] if CONV[0] in tree else list(tree.values())
+    return lambda images: np.asarray(_probabilities(networks, jnp.asarray(images), config, None))
 
 
 # How a file is written and how it is loaded.

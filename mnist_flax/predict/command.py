@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from mnist_flax.engine.trained_model import TrainedModel
 
-PROG = cli.program_name("predict")
-
 # The probability below which a prediction should not be relied on.
 LOW_CONFIDENCE = 0.8
 
@@ -31,13 +29,10 @@ class Options(RunOptions):
 
     images: tyro.conf.Positional[tuple[str, ...]] = ()
     """Image files, folders of them, or patterns such as `'scans/*.png'`."""
-
     top_k: int = 3
     """How many digits to list for each image, the most probable first."""
-
     json: bool = False
     """Print a JSON object for each image."""
-
     save_preprocessed: OptionalPath = None
     """A folder for the network's inputs: a PNG of 28x28 pixels for each image."""
 
@@ -60,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict_files(argv: Sequence[str]) -> int:
-    options = cli.parse_options(Options, PROG, argv)
+    options = cli.parse_options(Options, cli.program_name("predict"), argv)
     workdir = cli.require_workdir(options)
     if not options.images:
         raise UserError("no images: name files, or a folder of them")
@@ -88,8 +83,7 @@ def predict_file(
 ) -> Prediction:
     """Classifies the digit in an image file; saves the network's input in the folder `save_to`.
 
-    Raises:
-      UserError: the file holds no image, the image shows no digit, or `save_to` is not writable.
+    Raises a UserError if the file holds no image, or no digit, or `save_to` is not writable.
     """
     from mnist_flax.predict.preprocess import read_image, to_mnist
 

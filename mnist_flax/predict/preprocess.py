@@ -37,8 +37,7 @@ MIN_STROKE = 2.2
 def read_image(path: Path) -> Image.Image:
     """The image in a file, upright; of an animation, the first frame.
 
-    Raises:
-      UserError: there is no such file, or it holds no image, or one with too many pixels.
+    Raises a UserError if there is no such file, or it holds no image, or one with too many pixels.
     """
     try:
         if path.exists() and not path.is_file():  # reading a pipe could block forever
@@ -71,10 +70,8 @@ def read_image(path: Path) -> Image.Image:
 def to_mnist(image: Image.Image) -> np.ndarray:
     """The digit in an image, in MNIST's format: uint8 [28, 28, 1], white on black.
 
-    An image that is in this format already, or its negative, keeps its pixels.
-
-    Raises:
-      UserError: nothing stands out from the background.
+    An image that is in this format already, or its negative, keeps its pixels. Raises a UserError
+    if nothing stands out from the background.
     """
     pixels = _to_rgb(image)
     if pixels.shape[:2] == (SIDE, SIDE):
@@ -205,7 +202,5 @@ def _center_by_mass(digit: np.ndarray) -> np.ndarray:
     """Puts the center of mass in the center of a 28x28 image."""
     center = np.array(ndimage.center_of_mass(digit))
     limits = SIDE - np.array(digit.shape)
-    top, left = np.clip(np.round(SIDE / 2 - center).astype(int), 0, limits)
-    image = np.zeros((SIDE, SIDE), np.uint8)
-    image[top : top + digit.shape[0], left : left + digit.shape[1]] = digit
-    return image
+    before = np.clip(np.round(SIDE / 2 - center).astype(int), 0, limits)
+    return np.pad(digit, np.stack((before, limits - before), axis=1))

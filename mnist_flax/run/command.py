@@ -31,48 +31,34 @@ class Options(DataOptions):
     """
 
     config: tyro.conf.OmitArgPrefixes[Config]
-
     workdir: OptionalPath = None
     """Folder for everything that the run writes. Required."""
-
     preset: Literal["default", "quick", "best", "large", "reference"] = "default"
     """The config to start from; other flags override it. `quick` is one epoch, `best` is 60 with
     stronger augmentation, `large` has twice the channels, `reference` is the Keras tutorial."""
-
     distributed: bool = False
     """Compute this run together with the other processes that Slurm, Open MPI, Cloud TPU or GKE
     started with this one."""
-
     coordinator_address: str | None = None
     """HOST:PORT where process 0 of several listens, if no such launcher started them."""
-
     num_processes: int | None = None
     """How many processes compute this run together."""
-
     process_id: int | None = None
     """Which of them this is, from 0."""
-
     no_report: bool = False
     """Do not write the report at the end, which takes some seconds."""
-
     no_compilation_cache: bool = False
     """Do not keep compiled programs for the next run. Without this flag they go to
     JAX_COMPILATION_CACHE_DIR or ~/.cache/mnist_flax."""
-
     print_model: bool = False
     """Print the table of layers and exit."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-
-    def action(argv: Sequence[str]) -> int:
-        options = parse(argv)
-        return _print_model(options.config) if options.print_model else _run(options)
-
     interrupted = "interrupted; the same command resumes from the last checkpoint"
     try:
-        code = cli.run_command(action, argv, interrupted)
+        code = cli.run_command(_run, argv, interrupted)
     except Exception:
         if not distributed.is_distributed():
             raise
@@ -93,28 +79,25 @@ def parse(argv: Sequence[str]) -> Options:
     return cli.parse_options(Options, PROG, argv, default)
 
 
-def _print_model(config: Config) -> int:
-    from mnist_flax.core import model
+def _run(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    if options.print_model:
+        from mnist_flax.core import model
 
-    print(model.model_summary(config.input_size, config.channels))
-    return 0
-
-
-def _run(options: Options) -> int:
+        print(model.model_summary(options.config.input_size, options.config.channels))
+        return 0
     message = "--workdir is missing: the folder for everything that the run writes"
     folder = cli.require_option(options.workdir, message).absolute()
     config = workdir.resolve_config(folder, options.config)
     flags = (options.coordinator_address, options.num_processes, options.process_id)
     if options.distributed or flags != (None, None, None):
         distributed.initialize(*flags)
-    summary = workdir.read_summary(folder)
-    if summary is not None:
+    if summary := workdir.read_summary(folder):
         _log(f"{folder} holds this run, which is finished: {_describe(summary)}")
         return 0
     start = time.perf_counter()
     from mnist_flax.run import experiment
 
-    import_seconds = time.perf_counter() - start
     cli.enable_compilation_cache(not options.no_compilation_cache)
     summary = experiment.run_experiment(
         config,
@@ -122,7 +105,7 @@ def _run(options: Options) -> int:
         data_dir=options.data_dir,
         manual_dir=options.manual_dir,
         log=_log,
-        import_seconds=import_seconds,
+        import_seconds=time.perf_counter() - start,
         with_report=not options.no_report,
     )
     result = workdir.SUMMARY if options.no_report else f"{workdir.REPORT}/index.html"

@@ -7,21 +7,20 @@ import dataclasses
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import psutil
 from jax import Array, stages
 
-from mnist_flax.core import inference, model, sharding, train
+from mnist_flax.core import batches, inference, model, sharding, train
 from mnist_flax.core.config import Config, UserError
 from mnist_flax.core.train import TrainState
 from mnist_flax.data.dataset import Dataset
 from mnist_flax.engine import distributed, multi_seed
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class CompiledTraining:
     """What the training loop calls: programs with the data and the run's key on the devices.
 
@@ -75,9 +74,8 @@ def compile_training(dataset: Dataset, config: Config) -> CompiledTraining:
     Raises a UserError if the seeds do not fit into memory.
     """
     mesh = sharding.device_mesh(config.num_seeds)
-    placement = sharding.seed_sharding(mesh, config.num_seeds)
     put = functools.partial(distributed.put_global, sharding=sharding.replicated(mesh))
-    key, zero = multi_seed.make_keys(config, placement), np.int32(0)
+    key = multi_seed.make_keys(config, sharding.seed_sharding(mesh, config.num_seeds))
     images, labels = map(put, dataset.train)
     held_out = {"test": (put(dataset.test[0]), dataset.test[1])}
     if config.validation_fraction:
@@ -85,7 +83,7 @@ def compile_training(dataset: Dataset, config: Config) -> CompiledTraining:
 
     map_over_seeds = functools.partial(multi_seed.map_over_seeds, config=config, mesh=mesh)
     create = map_over_seeds(lambda key: train.create_state(key, config), 1)
-    order = map_over_seeds(lambda key, epoch: train.epoch_order(key, epoch, config), 1)
+    order = map_over_seeds(lambda key, epoch: batches.epoch_order(key, epoch, config), 1)
     steps = map_over_seeds(
         lambda state, order, key, images, labels, num_steps: train.train_steps(
             state, images, labels, order, key, num_steps, config
@@ -100,32 +98,18 @@ def compile_training(dataset: Dataset, config: Config) -> CompiledTraining:
     compile_lowered = functools.partial(multi_seed.compile_lowered, config=config)
     lowered_state = create.lower(key)
     programs = {"create_state": compiler.submit(compile_lowered, lowered_state)}
-    lowered_order = order.lower(key, zero)
+    lowered_order = order.lower(key, np.int32(0))
     programs["epoch_order"] = compiler.submit(compile_lowered, lowered_order)
-    abstract_state = _with_placement(lowered_state.out_info, placement)
-    abstract_order = _with_placement(lowered_order.out_info, placement)
-    lowered_steps = steps.lower(abstract_state, abstract_order, key, images, labels, zero)
-    train_program = compiler.submit(compile_lowered, lowered_steps)
+    abstract_state, abstract_order = lowered_state.out_info, lowered_order.out_info
+    lowered_steps = steps.lower(abstract_state, abstract_order, key, images, labels, np.int32(0))
+    compilation = compiler.submit(compile_lowered, lowered_steps)
     # Training does not wait for these, which are traced and compiled beside its first steps.
     for split, (x, _) in held_out.items():
         lower = functools.partial(predict.lower, abstract_state.params, x)
         programs[split] = compiler.submit(lambda lower: compile_lowered(lower()), lower)
-    _require_memory(train_program.result(), config)
-    return CompiledTraining(
-        config=config,
-        abstract_state=abstract_state,
-        train_program=train_program.result(),
-        programs=programs,
-        key=key,
-        train_data=(images, labels),
-        held_out=held_out,
-    )
-
-
-def _with_placement(tree: Any, placement: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), tree
-    )
+    train_program, data = compilation.result(), (images, labels)
+    _require_memory(train_program, config)
+    return CompiledTraining(config, abstract_state, train_program, programs, key, data, held_out)
 
 
 def _require_memory(train_steps: stages.Compiled, config: Config) -> None:

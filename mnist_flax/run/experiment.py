@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mnist_flax.core.config import Config, UserError, diff_configs, from_dict
+from mnist_flax.core.config import DATASET_SIZES, Config, UserError, diff_configs, from_dict
 from mnist_flax.data.dataset import Dataset, load_dataset
 from mnist_flax.engine import distributed, environment, workdir
 from mnist_flax.engine.checkpoint import CheckpointManager, tree_sha256
@@ -18,7 +19,8 @@ from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.engine.workdir import MetricsRow, Summary
 from mnist_flax.run import loop
 from mnist_flax.run.compilation import compile_training
-from mnist_flax.run.loop import CHANCE_LOSS, TrainingContext, TrainingInterrupted, step_of
+from mnist_flax.run.loop import CHANCE_LOSS, TrainingContext, step_of
+from mnist_flax.run.signals import TrainingInterrupted, capture_signals, first_signal
 from mnist_flax.run.tensorboard import TensorBoard
 from mnist_flax.run.timing import Stopwatch
 
@@ -36,19 +38,12 @@ def run_experiment(
 ) -> Summary:
     """Runs or resumes the experiment in a workdir; returns the content of `summary.json`.
 
-    Args:
-      config: from `workdir.resolve_config`.
-      folder: the workdir, created if it is missing.
-      data_dir: TFDS's data folder; its default if None.
-      manual_dir: a read-only folder with the original `.gz` files; or None.
-      log: receives the progress, line by line.
-      import_seconds: what importing took, for the summary.
-      with_report: whether to write the report, which takes some seconds.
+    The config is from `workdir.resolve_config`; the folders of the data are as in `load_dataset`.
+    `log` receives the progress, line by line. The summary includes `import_seconds`.
 
-    Raises:
-      UserError: something that the user can correct.
-      TrainingInterrupted: by SIGTERM or Ctrl-C while training, after saving.
-      TrainingDiverged: the loss or a parameter is not finite, or the loss is far too large.
+    Raises a UserError about what the user can correct, TrainingInterrupted after a SIGTERM or
+    Ctrl-C while training, when the state is saved, and TrainingDiverged if the loss or a parameter
+    is not finite, or the loss is far too large.
     """
     stopwatch = Stopwatch(import_seconds)
     log = log if distributed.is_primary() else lambda _: None
@@ -63,7 +58,7 @@ def run_experiment(
         stopwatch.end_phase("compile")
 
         checkpoints = CheckpointManager(folder / workdir.CHECKPOINTS, config.max_to_keep, log)
-        with loop.capture_signals() as signals, checkpoints:
+        with capture_signals() as signals, checkpoints:
             state = checkpoints.restore(training.abstract_state)
             if state is None:
                 state = training.create_state()
@@ -87,13 +82,13 @@ def run_experiment(
                     if config.is_checkpointed(epoch):
                         checkpoints.save(step_of(state), state, row)
                     loop.stop_on_signal(context, state)
-        if signum := loop.first_signal(signals):  # while the last checkpoint was being saved
+        if signum := first_signal(signals):  # while the last checkpoint was being saved
             raise TrainingInterrupted(signum, step_of(state))
         stopwatch.end_phase("train")
 
         params = distributed.gather_to_host(state.params)
         trained = TrainedModel(config, step_of(state), params)
-        summary = _summarize(trained, dataset, metrics[-1], stopwatch.seconds, current)
+        summary = _summarize(trained, metrics[-1], stopwatch.seconds, current)
         if with_report:
             logits = training.predict(state)
             _write_report(folder, trained, dataset, logits, metrics, summary, log)
@@ -116,17 +111,13 @@ def _load_dataset(
     config: Config, data_dir: Path | None, manual_dir: Path | None, log: Log
 ) -> Dataset:
     """The dataset, which the primary process prepares before the others read it."""
-    loaded: list[Dataset] = []
 
-    def load(name: str) -> str:
-        fraction = config.validation_fraction
-        loaded.append(load_dataset(name, data_dir, manual_dir, fraction, log))
-        return loaded[0].name
+    @functools.cache
+    def load(name: str) -> Dataset:
+        return load_dataset(name, data_dir, manual_dir, config.validation_fraction, log)
 
-    name = run_on_primary(load)(config.dataset)
-    if not loaded:
-        load(name)
-    return loaded[0]
+    name = run_on_primary(lambda: load(config.dataset).name)()
+    return load(config.dataset if distributed.is_primary() else name)
 
 
 def _check_environment(folder: Path, config: Config, log: Log) -> Environment:
@@ -144,17 +135,13 @@ def _check_environment(folder: Path, config: Config, log: Log) -> Environment:
 
 
 def _summarize(
-    trained: TrainedModel,
-    dataset: Dataset,
-    row: MetricsRow,
-    seconds: dict[str, float],
-    current: Environment,
+    trained: TrainedModel, row: MetricsRow, seconds: dict[str, float], current: Environment
 ) -> Summary:
     """The summary of a run, from the last row of its metrics."""
     summary: Summary = {
-        "dataset": dataset.name,
+        "dataset": row["dataset"],
         "parameters": trained.num_parameters,
-        "test_examples": len(dataset.test[0]),
+        "test_examples": DATASET_SIZES[row["dataset"]][1],
         "test_accuracy": row["test_accuracy"],
         "test_loss": row["test_loss"],
         "epochs": trained.config.epochs,
@@ -183,9 +170,7 @@ def _write_report(
     from mnist_flax.evaluate import metrics as metrics_lib  # takes seconds to import
     from mnist_flax.evaluate import report
 
-    held_out = None
-    if "validation" in logits:
-        held_out = (logits["validation"], dataset.validation[1])
+    held_out = (logits["validation"], dataset.validation[1]) if "validation" in logits else None
     images, labels = dataset.test
     evaluation = metrics_lib.evaluate_logits(
         trained, dataset.name, "test", logits["test"], labels, held_out

@@ -1,18 +1,12 @@
 """The parts of the training loop: an epoch, its evaluation, and what ends the training early."""
 
-import contextlib
 import dataclasses
 import datetime
 import math
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -24,6 +18,7 @@ from mnist_flax.engine.checkpoint import CheckpointManager
 from mnist_flax.engine.seed_stats import aggregate, format_percent, mean_of
 from mnist_flax.engine.workdir import MetricsRow
 from mnist_flax.run.compilation import CompiledTraining
+from mnist_flax.run.signals import TrainingInterrupted, first_signal
 from mnist_flax.run.timing import ThroughputMeter
 
 # Seconds of work given to the device at a time; a signal is noticed after each chunk.
@@ -33,20 +28,6 @@ CHUNK_SECONDS = 1.0
 # from which no training recovers.
 CHANCE_LOSS = math.log(10)
 DIVERGED_LOSS = 100 * CHANCE_LOSS
-
-
-class TrainingInterrupted(ExpectedError):
-    """A signal ended the training early, after the state had been saved."""
-
-    prefix = ""
-    raised_everywhere = True
-
-    def __init__(self, signum: int, step: int):
-        name = signal.Signals(signum).name
-        super().__init__(
-            f"stopped by {name}, saved at step {step:,}; the same command resumes from there"
-        )
-        self.exit_code = 128 + signum
 
 
 class TrainingDiverged(ExpectedError):
@@ -81,15 +62,15 @@ def train_epoch(context: TrainingContext, state: TrainState, epoch: int) -> Trai
         count = distributed.broadcast_from_primary(min(meter.steps_in(CHUNK_SECONDS), end - step))
         start = time.perf_counter()
         state = context.training.train_steps(state, order, count)
-        losses = _epoch_losses(state)  # waits for the device
-        meter.add(count, _count_images(step, count, config), time.perf_counter() - start)
+        losses = _epoch_losses(state, config)  # waits for the device
+        remaining = config.train_examples - step % config.steps_per_epoch * config.batch_size
+        images = min(count * config.batch_size, remaining) * config.num_seeds
+        meter.add(count, images, time.perf_counter() - start)
         step += count
         context.progress.update(count)
-        _require(context, "training loss", losses, np.isfinite(losses), step)
+        _require(context, "training loss", losses, losses < DIVERGED_LOSS, step)
         if step < end:
             stop_on_signal(context, state)
-    losses = _epoch_losses(state) / config.train_examples
-    _require(context, "training loss", losses, losses < DIVERGED_LOSS, step)
     _require_finite(context, state)
     return state
 
@@ -109,7 +90,7 @@ def evaluate_epoch(context: TrainingContext, state: TrainState, epoch: int) -> M
         "epoch": epoch,
         "dataset": config.dataset,
         "learning_rate": _last_learning_rate(step, config),
-        "train_loss": aggregate(_epoch_losses(state) / config.train_examples),
+        "train_loss": aggregate(_epoch_losses(state, config)),
         "test_loss": aggregate(test_loss),
         "test_accuracy": aggregate(scores["test_accuracy"]),
         "seconds": seconds,
@@ -123,44 +104,15 @@ def evaluate_epoch(context: TrainingContext, state: TrainState, epoch: int) -> M
 
 def stop_on_signal(context: TrainingContext, state: TrainState) -> None:
     """Saves the state and raises TrainingInterrupted, if a process has received a signal."""
-    signum = first_signal(context.signals)
-    if signum:
+    if signum := first_signal(context.signals):
         _require_finite(context, state)
         context.checkpoints.save(step_of(state), state)
         raise TrainingInterrupted(signum, step_of(state))
 
 
-def first_signal(signals: list[int]) -> int:
-    """The number of a signal that one of the processes has received; 0 if none has."""
-    return distributed.allreduce_max(signals[0] if signals else 0)
-
-
-@contextlib.contextmanager
-def capture_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C instead of dying from them; a second one kills."""
-    signals: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-
-    def restore_handlers() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def handle(signum: int, _: object) -> None:
-        signals.append(signum)
-        restore_handlers()
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        restore_handlers()
-
-
 def progress_bar(config: Config, step: int) -> "tqdm[Any]":
     """A progress bar on a terminal, on the primary process; elsewhere it shows nothing."""
-    hidden = not (sys.stderr.isatty() and distributed.is_primary())
+    hidden = None if distributed.is_primary() else True  # None: unless it is a terminal
     return tqdm(total=config.total_steps, initial=step, unit="step", disable=hidden)
 
 
@@ -171,37 +123,25 @@ def step_of(state: TrainState) -> int:
 
 def describe_row(row: MetricsRow, config: Config) -> str:
     """A row of metrics as a line for the terminal, with the remaining time."""
-    parts = [
-        f"epoch {row['epoch']}/{config.epochs}",
-        f"train loss {mean_of(row['train_loss']):.4f}",
-    ]
+    line = f"epoch {row['epoch']}/{config.epochs}  train loss {mean_of(row['train_loss']):.4f}"
     if "validation_loss" in row and "validation_accuracy" in row:
         accuracy = format_percent(row["validation_accuracy"])
-        parts.append(f"validation loss {mean_of(row['validation_loss']):.4f} accuracy {accuracy}")
+        line += f"  validation loss {mean_of(row['validation_loss']):.4f} accuracy {accuracy}"
     accuracy = format_percent(row["test_accuracy"])
-    parts.append(f"test loss {mean_of(row['test_loss']):.4f} accuracy {accuracy}")
-    parts.append(f"{row['images_per_second']:,.0f} images/s")
+    line += f"  test loss {mean_of(row['test_loss']):.4f} accuracy {accuracy}"
+    line += f"  {row['images_per_second']:,.0f} images/s"
     images = (config.epochs - row["epoch"]) * config.train_examples * config.num_seeds
     seconds = round(images / row["images_per_second"])
-    if seconds:
-        parts.append(f"{datetime.timedelta(seconds=seconds)} left")
-    return "  ".join(parts)
+    return f"{line}  {datetime.timedelta(seconds=seconds)} left" if seconds else line
 
 
-def _epoch_losses(state: TrainState) -> np.ndarray:
-    """The training loss of each seed, summed over this epoch's images so far."""
-    return np.atleast_1d(distributed.gather_to_host(state.epoch_loss))
+def _epoch_losses(state: TrainState, config: Config) -> np.ndarray:
+    """The training loss of each seed: this epoch's sum so far, divided by all images."""
+    return np.atleast_1d(distributed.gather_to_host(state.epoch_loss)) / config.train_examples
 
 
 def _last_learning_rate(step: int, config: Config) -> float:
-    return float(learning_rate_schedule(jnp.int32(step - 1), config))
-
-
-def _count_images(step: int, count: int, config: Config) -> int:
-    """How many images the `count` steps after `step`, all in one epoch, train on."""
-    first = step % config.steps_per_epoch * config.batch_size
-    images = min(first + count * config.batch_size, config.train_examples) - first
-    return images * config.num_seeds
+    return float(learning_rate_schedule(step - 1, config))
 
 
 def _require_finite(context: TrainingContext, state: TrainState) -> None:
@@ -209,8 +149,8 @@ def _require_finite(context: TrainingContext, state: TrainState) -> None:
     arrays = jax.tree.leaves(distributed.gather_to_host((state.params, state.opt_state)))
     shape = (context.config.num_seeds, -1)
     largest = np.max([np.abs(array).reshape(shape).max(axis=1) for array in arrays], axis=0)
-    name = "largest number in the state"
-    _require(context, name, largest, np.isfinite(largest), step_of(state))
+    valid = np.isfinite(largest)
+    _require(context, "largest number in the state", largest, valid, step_of(state))
 
 
 def _require(
@@ -219,13 +159,12 @@ def _require(
     """Stops a training in which a value is not valid for one of the seeds."""
     if valid.all():
         return
-    index = int(np.flatnonzero(~valid)[0])
+    index = int(valid.argmin())
     seed = f" of seed {context.config.seed + index}" if len(values) > 1 else ""
-    checkpoints = context.checkpoints
-    latest = checkpoints.latest
+    latest = context.checkpoints.latest
     hint = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
     raise TrainingDiverged(
         f"the {name}{seed} became {values[index]:.3g} by step {step:,}, at learning rate "
-        f"{_last_learning_rate(step, context.config):.3g}; {hint} in {checkpoints.folder}; try a "
-        "lower --learning-rate in another --workdir"
+        f"{_last_learning_rate(step, context.config):.3g}; {hint} in "
+        f"{context.checkpoints.folder}; try a lower --learning-rate in another --workdir"
     )

@@ -40,13 +40,15 @@ class TensorBoard:
         """Adds the values of one row at its step; of several seeds, mean and std."""
         if self._writer is None:
             return
+        from tensorboardX.summary import scalar
+
         values: dict[str, Any] = {**row}
         for name, value in values.items():
             if name in ("step", "dataset"):
                 continue
-            self._add_scalar(name, mean_of(value), row["step"])
+            self._add(scalar(name, mean_of(value)), row["step"])
             if isinstance(value, dict) and value["std"] is not None:
-                self._add_scalar(f"{name}_std", value["std"], row["step"])
+                self._add(scalar(f"{name}_std", value["std"]), row["step"])
         self._writer.flush()
 
     def finish(self, config: Config, summary: Summary, figures: Mapping[str, bytes]) -> None:
@@ -54,7 +56,7 @@ class TensorBoard:
         if self._writer is None:
             return
         from PIL import Image
-        from tensorboardX.summary import hparams, image
+        from tensorboardX.summary import hparams, image, scalar
 
         for name, png in figures.items():
             pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
@@ -66,12 +68,7 @@ class TensorBoard:
         for part in hparams(dataclasses.asdict(config), results):
             self._add(part, 0)
         for name, value in results.items():
-            self._add_scalar(name, value, summary["steps"])
-
-    def _add_scalar(self, name: str, value: float, step: int) -> None:
-        from tensorboardX.summary import scalar
-
-        self._add(scalar(name, value), step)
+            self._add(scalar(name, value), summary["steps"])
 
     def _add(self, summary: object, step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore

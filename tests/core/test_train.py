@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from mnist_flax.core import model, sharding, train
+from mnist_flax.core import batches, model, sharding, train
 from mnist_flax.core.augment import center_crop
 from mnist_flax.core.config import Config
 from mnist_flax.core.conv_pool import conv_pool_lax, default_conv_pool
@@ -22,7 +22,7 @@ def create(key, config):
 
 
 def first_batch(dataset, size):
-    return train.gather_batch(*to_device(dataset.train), jnp.arange(size, dtype=jnp.int32))
+    return batches.gather_batch(*to_device(dataset.train), jnp.arange(size, dtype=jnp.int32))
 
 
 # Loss, gradient norm and update norm of the first step, seed 0, biases 0.01, on the first
@@ -106,7 +106,7 @@ def test_the_accelerator_implementation_gives_the_same_gradients(digits, key, co
 def take_steps(config, dataset, key, state, *counts):
     arrays = to_device(dataset.train)
     for count in counts:
-        order = train.epoch_order(key, state.step // config.steps_per_epoch, config)
+        order = batches.epoch_order(key, state.step // config.steps_per_epoch, config)
         state = train.train_steps(state, *arrays, order, key, jnp.int32(count), config=config)
     return state
 
@@ -140,17 +140,6 @@ def test_the_epoch_loss_covers_this_epoch_only(digits, key):
         np.testing.assert_allclose(float(state.epoch_loss), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1_437, 128, 100, 479])
-def test_an_epoch_uses_every_image_once(key, batch_size):
-    config = Config(dataset="digits", batch_size=batch_size)
-    orders = [np.asarray(train.epoch_order(key, jnp.int32(epoch), config)) for epoch in (0, 0, 1)]
-    assert orders[0].shape == (config.steps_per_epoch, batch_size)
-    indices = orders[0][orders[0] < 1_437]
-    assert sorted(indices) == list(range(1_437))
-    np.testing.assert_array_equal(orders[0], orders[1])
-    assert (orders[0] != orders[2]).any()
-
-
 def test_the_last_step_averages_over_the_remaining_images(digits, key):
     """A batch of 29 images that is padded to 50 gives the same step as the 29 images."""
     config = Config(dataset="digits", shift_pixels=0, batch_size=50)
@@ -158,7 +147,7 @@ def test_the_last_step_averages_over_the_remaining_images(digits, key):
     indices = jnp.arange(1_437 - 29, 1_437 + 21, dtype=jnp.int32)
     arrays = to_device(digits.train)
     step = jax.jit(train.train_step, static_argnames="config")
-    padded = step(state, train.gather_batch(*arrays, indices), key, config=config)[1]
-    unpadded = step(state, train.gather_batch(*arrays, indices[:29]), key, config=config)[1]
+    padded = step(state, batches.gather_batch(*arrays, indices), key, config=config)[1]
+    unpadded = step(state, batches.gather_batch(*arrays, indices[:29]), key, config=config)[1]
     for name, value in unpadded.items():
         np.testing.assert_allclose(padded[name], value, rtol=1e-5)

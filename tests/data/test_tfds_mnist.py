@@ -96,13 +96,15 @@ def test_a_damaged_cache_is_rebuilt(data, manual, damage):
     assert load_tfds("mnist", data, None, pytest.fail)
 
 
-@pytest.mark.parametrize("change", ["another dataset", "no name"])
+@pytest.mark.parametrize("change", ["another dataset", "no name", "impossible labels"])
 def test_a_cache_of_another_dataset_is_rebuilt(data, manual, change):
     splits = load_tfds("mnist", data, manual, print)
     with np.load(data / CACHE) as cache:
         arrays = dict(cache)
     if change == "no name":
         del arrays["name"]
+    elif change == "impossible labels":
+        arrays["test_labels"] = arrays["test_labels"] + np.int32(10)
     else:
         arrays |= {"name": "fashion_mnist", "train_labels": np.roll(arrays["train_labels"], 1)}
     np.savez(data / CACHE, allow_pickle=False, **arrays)

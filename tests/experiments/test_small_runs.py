@@ -1,12 +1,12 @@
 """The experiments with little data, run as a user would."""
 
+import argparse
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-from typing import Any
 
 import jax
 import numpy as np
@@ -108,7 +108,7 @@ def test_median_time_to_target_needs_all_seeds():
 
 @pytest.mark.parametrize("name", ["ours", "ours_default", "flax_plain"])
 def test_frameworks_train_the_same_network(digits: Dataset, name):
-    trainer = FRAMEWORKS[name].make(Task(digits, 0.0, 28, 32, seed=0, cores=1))
+    trainer = FRAMEWORKS[name].make(Task(digits, 0.0, cores=1, batch_size=32))
     assert trainer.parameters == PARAMETERS
     with jax.numpy_dtype_promotion("standard"):
         for _ in range(4):
@@ -182,20 +182,18 @@ def test_normalized_columns_have_unit_length():
 def test_learning_curves_keep_the_number_of_images_and_steps(tmp_path, monkeypatch):
     configs = {}
 
-    class Runs:
-        dataset = "mnist"
+    def train(options, *flags):
+        config = parse(["--dataset", "mnist", *flags, "--workdir", "w"]).config
+        configs[config.train_examples] = config
+        return tmp_path
 
-        def train(self, *flags):
-            config = parse(["--dataset", "mnist", *flags, "--workdir", "w"]).config
-            configs[config.train_examples] = config
-            return tmp_path
-
+    monkeypatch.setattr(learning_curves, "train", train)
     monkeypatch.setattr(learning_curves, "load_result", lambda _: dict.fromkeys(
         ("config", "environment", "test_accuracy", "test_loss")
     ))  # fmt: skip
-    runs: Any = Runs()
     for images in learning_curves.IMAGES:
-        learning_curves.measure_images(runs, images, 2)
+        options = argparse.Namespace(dataset="mnist", seeds=2)
+        learning_curves.measure_images(options, images)
         config = configs[images]
         assert config.total_steps == pytest.approx(PRESETS["default"].total_steps, rel=0.01)
         assert config.num_seeds == 2

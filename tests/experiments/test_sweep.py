@@ -231,7 +231,7 @@ def test_only_new_and_failed_runs_are_trained_by_the_next_command(tmp_path, fake
     results[0.2] = {"status": "diverged", "reason": "the loss became nan"}
     results[0.3] = {"status": "pruned", "reason": "worse than the median"}
     command = ["--workdir", str(tmp_path), *TINY, "--vary=learning_rate=0.1,0.2,0.3,0.4"]
-    assert sweep.sweep(command) == 1
+    assert run_command(sweep.sweep, command) == 1
     output, errors = capsys.readouterr()
     assert errors == "error: 1 of 4 runs did not finish; the same command tries them again\n"
     assert "learning_rate=0.1: failed: MemoryError\n" in output

@@ -59,28 +59,26 @@ simulate = functools.cache(multi_device.simulate)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_seeds", "batch_size", "processes", "mesh", "steps"),
+    ("num_seeds", "batch_size", "processes", "mesh"),
     [
-        (1, 64, 1, {"seed": 1, "data": 4}, 20),
-        (1, 64, 2, {"seed": 1, "data": 4}, 20),
-        (2, 64, 1, {"seed": 2, "data": 2}, 20),
-        (2, 64, 2, {"seed": 2, "data": 2}, 20),
-        (4, 64, 1, {"seed": 4, "data": 1}, 20),
-        (1, 90, 1, {"seed": 1, "data": 4}, 20),  # padded to 92
-        # One of these three has not converged yet, so that rounding errors grow to 5e-4.
-        (3, 90, 1, {"seed": 1, "data": 4}, 8),
+        (1, 64, 1, {"seed": 1, "data": 4}),
+        (1, 64, 2, {"seed": 1, "data": 4}),
+        (2, 64, 1, {"seed": 2, "data": 2}),
+        (2, 64, 2, {"seed": 2, "data": 2}),
+        (4, 64, 1, {"seed": 4, "data": 1}),
+        (1, 90, 1, {"seed": 1, "data": 4}),  # padded to 92
+        (3, 90, 1, {"seed": 1, "data": 4}),
     ],
 )
 def test_four_devices_train_like_one_and_communicate_only_the_gradient(
-    num_seeds, batch_size, processes, mesh, steps
+    num_seeds, batch_size, processes, mesh
 ):
     single = simulate(num_seeds, batch_size, 1)
     four = simulate(num_seeds, batch_size, 4, processes)
     assert (single["mesh"], four["mesh"]) == ({"seed": 1, "data": 1}, mesh)
     assert (four["devices"], four["processes"]) == (4, processes)
     assert np.shape(single["losses"]) == np.shape(four["losses"]) == (20, num_seeds)
-    np.testing.assert_allclose(four["losses"][:steps], single["losses"][:steps], atol=1e-4)
-    np.testing.assert_allclose(four["losses"], single["losses"], atol=2e-3)
+    np.testing.assert_allclose(four["losses"], single["losses"], atol=1e-4)
     np.testing.assert_allclose(four["test_loss"], single["test_loss"], rtol=1e-3)
     assert single["collectives_per_step"] == []
     if mesh["data"] == 1:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnist_flax.core import inference, sharding, train
+from mnist_flax.core import batches, inference, sharding, train
 from mnist_flax.core.config import Config, UserError
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine import multi_seed
@@ -28,7 +28,7 @@ def test_compiled_programs_agree_with_the_functions():
         assert (abstract.shape, abstract.dtype) == (leaf.shape, leaf.dtype)
         np.testing.assert_allclose(leaf, expected, rtol=1e-6)
     order = compiled.epoch_order(1)
-    np.testing.assert_array_equal(order, train.epoch_order(key, jnp.int32(1), config))
+    np.testing.assert_array_equal(order, batches.epoch_order(key, jnp.int32(1), config))
 
     arrays = to_device(dataset.train)
     state = compiled.train_steps(state, order, 3)
