@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     interrupted = "interrupted; the same command resumes from the last checkpoint"
     try:
-        code = cli.run_command(_run, argv, interrupted)
+        code = cli.run_command(lambda argv: _run(parse(argv)), argv, interrupted)
     except Exception:
         if not distributed.is_distributed():
             raise
@@ -79,8 +79,7 @@ def parse(argv: Sequence[str]) -> Options:
     return cli.parse_options(Options, PROG, argv, default)
 
 
-def _run(argv: Sequence[str]) -> int:
-    options = parse(argv)
+def _run(options: Options) -> int:
     if options.print_model:
         from mnist_flax.core import model
 
