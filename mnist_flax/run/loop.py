@@ -1,4 +1,8 @@
-"""The parts of the training loop: an epoch, its evaluation, and what ends the training early."""
+"""The parts of the training loop: an epoch, its evaluation, and what ends the training early.
+
+`train_epoch` gives the device the order of an epoch's images; `core/train.py` is what it does with
+each batch of them.
+"""
 
 import dataclasses
 import datetime

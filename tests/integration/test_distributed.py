@@ -1,5 +1,6 @@
 """Two processes compute one run, over loopback: with the same result, and they end together."""
 
+import dataclasses
 import json
 import signal
 import time
@@ -223,7 +224,7 @@ def test_the_other_processes_load_the_data_after_the_primary_one(monkeypatch, co
     events = []
 
     def run_on_primary(_):
-        def prepare(name):
+        def prepare():
             events.append("prepared by the primary")
             return "digits"
 
@@ -233,6 +234,8 @@ def test_the_other_processes_load_the_data_after_the_primary_one(monkeypatch, co
         events.append(f"{name} loaded")
         return digits
 
+    config = dataclasses.replace(config, dataset="auto")
+    monkeypatch.setattr(distributed, "is_primary", lambda: False)
     monkeypatch.setattr(experiment, "run_on_primary", run_on_primary)
     monkeypatch.setattr(experiment, "load_dataset", load)
     assert experiment._load_dataset(config, None, None, print) is digits
