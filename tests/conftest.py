@@ -7,12 +7,8 @@ import tempfile
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
-# Programs are compiled once for all tests and workers, and not taken from an earlier session.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = (
-    os.environ["JAX_COMPILATION_CACHE_DIR"]
-    if "PYTEST_XDIST_WORKER" in os.environ
-    else tempfile.mkdtemp()
-)
+# Programs are compiled once for all tests, and not taken from an earlier session.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
 
 import atexit
 import dataclasses
@@ -33,8 +29,7 @@ from mnist_flax.core.config import Config
 from mnist_flax.data.dataset import Dataset, load_dataset
 from tests.installed import clean, source, wheel  # noqa: F401  (fixtures)
 
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("--dataset", "digits", "--epochs", "4", "--batch-size", "128")
