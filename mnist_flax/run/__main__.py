@@ -1,5 +1,3 @@
-import sys
-
 from mnist_flax.run.command import main
 
-sys.exit(main())
+raise SystemExit(main())
