@@ -239,6 +239,10 @@ def test_read_idx(tmp_path):
         gzip.compress(b"\0\0\x0d\x01\0\0\0\1abcd"),
         gzip.compress(b"\0\0\x08\x03\0\0"),
     ],
+    ids=(
+        *("empty", "not gzip", "cut short", "no header", "half a header", "too few values"),
+        *("not bytes", "no shape"),
+    ),
 )
 def test_read_idx_refuses_damaged_files_by_name(tmp_path: Path, content):
     path = tmp_path / "bad.gz"
