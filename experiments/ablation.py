@@ -64,9 +64,9 @@ def main() -> None:
     seeds = f"--num-seeds {options.seeds}"
     best = f"--preset best --num-seeds {options.best_seeds} --epochs {options.best_epochs}"
     tables = {
-        "path": measure(options, PATH, seeds),
-        "around_default": measure(options, AROUND_DEFAULT, seeds),
-        "best_without": measure(options, WITHOUT_BEST, best),
+        "path": measure(options, PATH, seeds, against="previous"),
+        "around_default": measure(options, AROUND_DEFAULT, seeds, against="first"),
+        "best_without": measure(options, WITHOUT_BEST, best, against="first"),
     }
     store("ablation", provenance() | tables, options.output)
     draw(tables, options.output)
@@ -80,8 +80,10 @@ def main() -> None:
             print(f"| {row['name']} | {format_percent(row['test_accuracy'])} | {change} |")
 
 
-def measure(options: argparse.Namespace, changes: dict[str, str], common: str) -> list[Row]:
-    """The accuracy of each row, and its difference from the first or, in `PATH`, previous row."""
+def measure(
+    options: argparse.Namespace, changes: dict[str, str], common: str, against: str
+) -> list[Row]:
+    """The accuracy of each row, and its difference from the `previous` or the `first` row."""
     workdirs, rows = [], []
     for index, (name, flags) in enumerate(changes.items()):
         workdirs.append(train(options, *common.split(), *flags.split()))
@@ -89,7 +91,7 @@ def measure(options: argparse.Namespace, changes: dict[str, str], common: str) -
         keys = ("config", "environment", "test_accuracy", "test_loss")
         rows.append({"name": name} | {key: result[key] for key in keys})
         if index:
-            other = index - 1 if changes is PATH else 0
+            other = index - 1 if against == "previous" else 0
             difference = compare(workdirs[other], workdirs[index])
             rows[index] |= {"against": rows[other]["name"], "difference": difference}
     return rows

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mnist_flax.compare import compare_runs
 from mnist_flax.core.config import Config
-from mnist_flax.engine.workdir import CONFIG, SUMMARY
+from mnist_flax.engine.workdir import read_config, read_summary
 from mnist_flax.run.command import parse
 
 
@@ -55,8 +55,10 @@ def train(options: argparse.Namespace, *flags: str) -> Path:
 
 def load_result(workdir: Path) -> dict[str, Any]:
     """The summary of a finished run, and its config."""
-    summary, config = (json.loads((workdir / name).read_text()) for name in (SUMMARY, CONFIG))
-    return summary | {"config": config}
+    summary, config = read_summary(workdir), read_config(workdir)
+    assert summary is not None
+    assert config is not None
+    return {**summary, "config": dataclasses.asdict(config)}
 
 
 def compare(a: Path, b: Path) -> dict[str, Any]:

@@ -222,10 +222,12 @@ def truncate_metrics(folder: Path, config: Config, last_step: int) -> list[Metri
 def append_metrics(folder: Path, row: MetricsRow) -> None:
     """Adds one row; it is on disk when this returns."""
     path = folder / METRICS
+    is_new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     files.fsync(path)
-    files.fsync(folder)
+    if is_new:
+        files.fsync(folder)
 
 
 def mark_checkpointed(folder: Path) -> None:
