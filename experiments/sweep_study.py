@@ -166,13 +166,16 @@ class SweepStudy:
 
     def retry(self, state: TrialState) -> None:
         """Adds a trial for each run whose last one is in this state and not under way."""
-        for run, trial in self.trials(state).items():
+        for run in self.trials(state):
             if log := claim(self.folder / f"{run}.log"):
-                if state == TrialState.RUNNING:
-                    self.study.tell(trial.number, state=TrialState.FAIL)
-                point = trial.user_attrs["point"]
-                self.study.enqueue_trial(point, {"run": run, "point": point})
-                log.close()
+                with log:
+                    trial = self.trials(state).get(run)  # unless it ended before the claim
+                    if trial is None:
+                        continue
+                    if state == TrialState.RUNNING:
+                        self.study.tell(trial.number, state=TrialState.FAIL)
+                    point = trial.user_attrs["point"]
+                    self.study.enqueue_trial(point, {"run": run, "point": point})
 
     def ask(self) -> tuple[Trial, Run, IO[bytes]] | None:
         """A waiting or new trial, its run and the locked log; None if there is nothing to do."""

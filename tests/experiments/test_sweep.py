@@ -266,6 +266,23 @@ def test_another_process_takes_over_interrupted_runs_only(tmp_path, fake_trainin
     assert trained == {0.1: 2, 0.2: 1, 0.3: 1}
 
 
+def test_a_run_that_ends_while_others_look_at_it_is_left_alone(
+    tmp_path, fake_training, monkeypatch
+):
+    worker, other = (open_sweep(tmp_path, "--vary=learning_rate=0.1") for _ in range(2))
+    worker.prepare()
+    task = worker.ask()
+    assert task
+
+    def end_and_claim(log):
+        worker.train(*task)
+        return claim(log)
+
+    monkeypatch.setattr(sweep_study, "claim", end_and_claim)
+    assert other.ask() is None
+    assert other.progress() == "1 of 1 trials done"
+
+
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
 def test_processes_at_the_same_time_share_the_trials(sampler, tmp_path, fake_training):
     _, trained = fake_training
