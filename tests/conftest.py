@@ -1,18 +1,8 @@
-"""Strict arithmetic for all tests, and what several of them share."""
+"""What several tests share."""
 
-import os
-import tempfile
-
-# In the environment, so that subprocesses are as strict.
-os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-
-# Programs are compiled once for all tests, and not taken from an earlier session.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-
-import atexit
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,15 +13,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from filelock import FileLock
 
 from mnist_flax import run
 from mnist_flax.core.config import Config
 from mnist_flax.data.dataset import Dataset, load_dataset
 from tests.installed import clean, source, wheel  # noqa: F401  (fixtures)
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
 ROOT = Path(__file__).parent.parent
+
+# Five times as fast as a user's compilation, to slower programs.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 SMALL = ("--dataset", "digits", "--epochs", "4", "--batch-size", "128")
 
 # The strokes of a 3, a 7 and a 1, on a drawing surface of 1 x 1.
@@ -40,6 +32,12 @@ STROKES = {
     7: [(0.25, 0.2), (0.7, 0.18), (0.45, 0.85)],
     1: [(0.5, 0.12), (0.5, 0.88)],
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Slow and nightly tests compile as a user does."""
+    if "not slow" in config.option.markexpr:
+        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +57,12 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a finished, uninterrupted run of `SMALL`."""
-    workdir = tmp_path_factory.mktemp("small") / "run"
-    assert run.main(["--workdir", str(workdir), *SMALL]) == 0
+    """The workdir of a finished, uninterrupted run of `SMALL`, one for all of xdist's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    workdir = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "small" / "run"
+    with FileLock(f"{workdir.parent}.lock"):
+        if not workdir.exists():
+            assert run.main(["--workdir", str(workdir), *SMALL]) == 0
     return workdir
 
 

@@ -16,7 +16,12 @@ from mnist_flax import demo, load
 from tests.conftest import STROKES
 from tests.predict.test_preprocess import seven
 
-gradio = pytest.importorskip("gradio")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gradio():
+    return pytest.importorskip("gradio")  # takes seconds to import
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,7 @@ def test_digits_drawn_with_a_mouse_are_classified(browser_page):
     assert errors == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_visitors_and_invalid_uploads_get_answers(browser_page, tmp_path):
     first, address = browser_page
     (tmp_path / "text.png").write_text("not an image")

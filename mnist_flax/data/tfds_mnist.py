@@ -43,13 +43,17 @@ def load_tfds(
     splits = _read_cache(name, folder)
     if splits is None:
         with lock_folder(folder, log):
-            splits = _read_cache(name, folder) or _make_cache(name, root, manual_dir, log)
+            splits = _read_cache(name, folder)
+            if splits is None:
+                splits = _prepare(name, root, manual_dir, log)
+                _write_cache(name, folder, splits)
     return splits
 
 
-def _make_cache(
+def _prepare(
     name: str, root: Path, manual_dir: Path | None, log: Callable[[str], None]
 ) -> dict[str, Arrays]:
+    """Prepares TFDS's folder if it is missing, and reads it."""
     from mnist_flax.data import tfds_builder
 
     folder, originals = root / name / VERSION, None
@@ -61,19 +65,11 @@ def _make_cache(
             log(f"preparing {name} in {folder} (only this once, about 15 s)")
             tfds_builder.prepare(name, VERSION, originals, root)
         log(f"reading {name} from {folder} (only this once, about 10 s)")
-        splits = {s: check_arrays(name, s, *tfds_builder.read_split(folder, s)) for s in SPLITS}
+        return {s: check_arrays(name, s, *tfds_builder.read_split(folder, s)) for s in SPLITS}
     except Exception as error:  # TFDS, protobuf and array_record have no common one
         hint = "remove this folder to prepare it again" if folder.exists() else "is the disk full?"
         reason = textwrap.shorten(str(error), 200)
         raise UserError(f"{folder} cannot be prepared or read ({reason}); {hint}") from error
-    arrays: dict[str, Any] = {"name": name}
-    for split, (images, labels) in splits.items():
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    temporary = folder / f"tmp_{CACHE_NAME}"  # removed by `lock_folder` if it stays behind
-    with contextlib.suppress(OSError):  # a read-only data folder works too, only slower
-        np.savez(temporary, allow_pickle=False, **arrays)
-        temporary.replace(folder / CACHE_NAME)
-    return splits
 
 
 def _read_originals(name: str, split: str, folder: Path) -> Arrays:
@@ -110,6 +106,16 @@ def read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _write_cache(name: str, folder: Path, splits: dict[str, Arrays]) -> None:
+    arrays: dict[str, Any] = {"name": name}
+    for split, (images, labels) in splits.items():
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    temporary = folder / f"tmp_{CACHE_NAME}"  # removed by `lock_folder` if it stays behind
+    with contextlib.suppress(OSError):  # a read-only data folder works too, only slower
+        np.savez(temporary, allow_pickle=False, **arrays)
+        temporary.replace(folder / CACHE_NAME)
 
 
 def _read_cache(name: str, folder: Path) -> dict[str, Arrays] | None:

@@ -50,7 +50,7 @@ def test_the_first_step_has_the_golden_values(
     np.testing.assert_allclose(values, [loss, gradient_norm, update_norm], rtol=1e-4)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_a_step_is_plain_adam_on_the_mean_loss(digits, key, decay):
     """Compares with the same step without micro-batches, weights and sums."""
     config = reference_config(
@@ -104,7 +104,7 @@ def test_the_accelerator_implementation_gives_the_same_gradients(digits, key, co
 
 
 def take_steps(config, dataset, key, state, *counts):
-    arrays = to_device(dataset.train)
+    arrays = [array[: config.train_examples] for array in to_device(dataset.train)]
     for count in counts:
         order = batches.epoch_order(key, state.step // config.steps_per_epoch, config)
         state = train.train_steps(state, *arrays, order, key, jnp.int32(count), config=config)
@@ -120,7 +120,7 @@ def test_the_same_key_gives_the_same_bits(digits, key, config):
 
 
 def test_dividing_an_epoch_into_parts_changes_no_bit(digits, key):
-    config = Config(dataset="digits", batch_size=128)
+    config = Config(dataset="digits", validation_fraction=0.8, batch_size=24)
     assert config.steps_per_epoch == 12
     whole = take_steps(config, digits, key, create(key, config), 12, 3)
     parts = take_steps(config, digits, key, create(key, config), 1, 4, 7, 1, 2)
@@ -130,8 +130,14 @@ def test_dividing_an_epoch_into_parts_changes_no_bit(digits, key):
 
 def test_the_epoch_loss_covers_this_epoch_only(digits, key):
     """With a negligible learning rate, the loss of each epoch is that of the initial network."""
-    config = Config(dataset="digits", shift_pixels=0, schedule="constant", learning_rate=1e-30)
-    images, labels = to_device(digits.train)
+    config = Config(
+        dataset="digits",
+        validation_fraction=0.8,
+        shift_pixels=0,
+        schedule="constant",
+        learning_rate=1e-30,
+    )
+    images, labels = (x[: config.train_examples] for x in to_device(digits.train))
     state = create(key, config)
     logits = np.asarray(predict_logits(state.params, images, config=config))
     expected = cross_entropy(logits, np.asarray(labels)).sum()

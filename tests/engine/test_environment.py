@@ -1,7 +1,6 @@
 """What bits depend on, and the flag for the same bits on a GPU."""
 
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
@@ -19,8 +18,9 @@ from mnist_flax.run import command
 from tests.conftest import SMALL, read_metrics, read_summary, without_timing
 
 
+@pytest.mark.slow
 def test_on_cpu_the_flag_changes_no_bit(small_run, tmp_path):
-    assert run.main(["--workdir", str(tmp_path), *SMALL, "--deterministic"]) == 0
+    assert run.main(["--workdir", str(tmp_path), *SMALL, "--no-report", "--deterministic"]) == 0
     assert read_summary(tmp_path)["params_sha256"] == read_summary(small_run)["params_sha256"]
     assert without_timing(read_metrics(tmp_path)) == without_timing(read_metrics(small_run))
 
@@ -57,25 +57,6 @@ def test_the_flag_is_refused_where_it_is_not_supported(monkeypatch, backend, ver
             environment.require_deterministic_backend()
 
 
-@pytest.mark.parametrize("flags", [[], ["--deterministic"]])
-def test_a_changed_environment_is_reported_or_refused(small_run, tmp_path, capsys, flags):
-    arguments = ["--workdir", str(tmp_path), *SMALL, "--epochs", "1", "--no-report", *flags]
-    assert run.main(arguments) == 0
-    (tmp_path / "summary.json").unlink()
-    path = tmp_path / "environment.json"
-    original = json.loads(path.read_text())
-    assert original == read_summary(small_run)["environment"]
-    path.write_text(json.dumps(original | {"jax": "0.9", "python": "3.10", "cores": 0}))
-    capsys.readouterr()
-    assert run.main(arguments) == (2 if flags else 0)
-    output = "".join(capsys.readouterr())
-    assert f"jax was 0.9, now {jax.__version__}; cores was 0, now {original['cores']}" in output
-    assert "python" not in output
-    message = "--deterministic cannot resume where" if flags else "NOTE: jax was 0.9"
-    assert message in output
-    assert (tmp_path / "summary.json").exists() == (not flags)
-
-
 def test_only_changes_that_may_change_bits_are_reported():
     current = environment.current_environment()
     assert environment.diff_environments(current, current) == []
@@ -90,6 +71,7 @@ def test_the_flag_is_part_of_the_config():
     assert command.parse(["--workdir", "w", "--deterministic"]).config.deterministic
 
 
+@pytest.mark.slow
 def test_the_folder_of_the_data_changes_no_bit(tmp_path):
     datasets.write_originals(tmp_path / "manual0", 0)
     shutil.copytree(tmp_path / "manual0", tmp_path / "manual1")
@@ -105,6 +87,7 @@ def test_the_folder_of_the_data_changes_no_bit(tmp_path):
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_report_logs_encoding_time_zone_and_folder_change_no_bit(small_run, tmp_path):
     folder = tmp_path / "elsewhere" / "run"
     arguments = [sys.executable, "-m", "mnist_flax.run", "--workdir", str(folder), *SMALL]

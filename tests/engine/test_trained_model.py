@@ -36,8 +36,9 @@ def test_a_few_images_get_the_same_logits_as_among_many(small_run, digits):
     np.testing.assert_array_equal(trained.logits(images), logits)
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_logits_and_probabilities_are_averaged(tmp_path, digits):
-    assert run.main(["--workdir", str(tmp_path), *SMALL, "--num-seeds", "2"]) == 0
+    assert run.main(["--workdir", str(tmp_path), *SMALL, "--no-report", "--num-seeds", "2"]) == 0
     trained = load_trained(tmp_path)
     logits = trained.logits(digits.test[0])
     summary = read_summary(tmp_path)

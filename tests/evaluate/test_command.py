@@ -15,7 +15,7 @@ from tests.conftest import SMALL, read_metrics, read_summary
 @pytest.fixture(scope="module")
 def validated_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("validated") / "run"
-    flags = (*SMALL, "--validation-fraction", "0.25", "--num-seeds", "2")
+    flags = (*SMALL, "--validation-fraction", "0.25", "--num-seeds", "2", "--no-report")
     assert run.main(["--workdir", str(workdir), *flags]) == 0
     return workdir
 
@@ -25,6 +25,7 @@ def evaluate_as_json(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_is_an_error(small_run, tmp_path, capsys):
     shutil.copytree(small_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "report")
@@ -48,6 +49,7 @@ def test_command_report_summary_and_metrics_agree(small_run, capsys):
     assert f"{evaluation['accuracy']:.2%} accuracy on 360 test images" in page
 
 
+@pytest.mark.slow
 def test_splits_checkpoints_and_single_networks_are_selected(validated_run, capsys):
     where = ("--workdir", str(validated_run), "--no-report")
     rows = read_metrics(validated_run)
@@ -69,6 +71,7 @@ def test_splits_checkpoints_and_single_networks_are_selected(validated_run, caps
     assert train["examples"] == 1_437 - 359
 
 
+@pytest.mark.slow
 def test_the_report_is_written_again_with_corruptions(validated_run, capsys):
     assert evaluate.main(["--workdir", str(validated_run), "--corruptions"]) == 0
     text = capsys.readouterr().out
@@ -113,6 +116,7 @@ def test_mistakes_of_the_user_are_reported_in_one_line(small_run, tmp_path, caps
         assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_no_training_code_is_imported(small_run):
     script = (
         "import sys\nfrom mnist_flax import evaluate\n"
@@ -127,6 +131,7 @@ def test_no_training_code_is_imported(small_run):
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_a_closed_output_pipe_is_no_error(small_run):
     arguments = ("--workdir", str(small_run), "--no-report")
     read_end, write_end = os.pipe()

@@ -28,7 +28,7 @@ def run(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_interrupted_experiments_resume(tmp_path):
     command = [sys.executable, "-m", "experiments.accuracy", "--dataset=digits", "--seeds=1"]
     command += ["--preset=best", f"--runs={tmp_path}", f"--output={tmp_path}"]
@@ -56,7 +56,7 @@ def test_interrupted_experiments_resume(tmp_path):
     assert result["command"].startswith("python -m experiments.accuracy --dataset=digits")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_benchmark_compares_installed_frameworks(tmp_path):
     run(
         "benchmark", "--dataset=digits", "--output", str(tmp_path), "--cores=2", "--rounds=2",
@@ -106,6 +106,7 @@ def test_median_time_to_target_needs_all_seeds():
     }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["ours", "ours_default", "flax_plain"])
 def test_frameworks_train_the_same_network(digits: Dataset, name):
     trainer = FRAMEWORKS[name].make(Task(digits, 0.0, cores=1, batch_size=32))
@@ -133,7 +134,7 @@ def test_plain_flops_equal_a_count_by_hand():
     assert model.NUM_BLOCKS == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_experiments_train_store_and_draw(tmp_path):
     """As README.md describes them, on little data; the second time without training."""
     common = ("--dataset=digits", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path))

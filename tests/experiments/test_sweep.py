@@ -300,7 +300,7 @@ def test_processes_at_the_same_time_share_the_trials(sampler, tmp_path, fake_tra
     assert {trial.state for trial in studies[0].study.trials} == {TrialState.COMPLETE}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_commands_share_a_sweep_from_training_to_table(tmp_path):
     command = ("--workdir", tmp_path, *TINY, "--seeds=2", "--vary=learning_rate=1e-2,1e30")
     (output, errors), (other, _) = map(finish, [start(*command), start(*command)])
@@ -323,7 +323,7 @@ def test_two_commands_share_a_sweep_from_training_to_table(tmp_path):
     assert again.partition("\n\n")[2] == output.partition("\n\n")[2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_signals_stop_it_and_the_same_command_resumes(tmp_path):
     command = ("--workdir", tmp_path, *LONG, "--vary=learning_rate=1e-3,2e-3", "--seed=5")
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -342,7 +342,7 @@ def test_signals_stop_it_and_the_same_command_resumes(tmp_path):
     assert "best on the held-out images: learning_rate=0.00" in output
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_hopeless_run_is_pruned(tmp_path):
     fields = (*LONG, "--vary=learning_rate=1e-30")
     study = SweepStudy(*sweep.parse(["--workdir", str(tmp_path), *fields])).study
@@ -357,7 +357,7 @@ def test_a_hopeless_run_is_pruned(tmp_path):
     assert "SIGTERM, saved at step" in (tmp_path / f"{row['run']}.log").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_refused_run_is_reported_and_an_orphan_is_waited_for(tmp_path):
     command = ("--workdir", str(tmp_path), *TINY, "--vary=shift_pixels=0")
     run = SweepStudy(*sweep.parse(command)).plan({"shift_pixels": 0})

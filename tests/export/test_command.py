@@ -23,10 +23,13 @@ def two_seeds_run(tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(params=["one", "two", "one of two"])
-def trained(request, small_run, two_seeds_run):
+@pytest.fixture(
+    params=["one", *(pytest.param(x, marks=pytest.mark.slow) for x in ("two", "one of two"))]
+)
+def trained(request, small_run):
     if request.param == "one":
         return load(small_run)
+    two_seeds_run = request.getfixturevalue("two_seeds_run")
     return load(two_seeds_run, seed_index=1 if request.param == "one of two" else None)
 
 

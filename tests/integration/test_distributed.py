@@ -83,7 +83,7 @@ def test_two_processes_compute_the_same_run_and_one_writes(uninterrupted, small_
     assert f"{read_summary(workdir)['test_accuracy']:.2%}" in report
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_signal_to_one_process_saves_and_stops_both(uninterrupted, tmp_path):
     pair = start_two(tmp_path, *ARGUMENTS)
     wait_for_rows(tmp_path, 1, *pair)
@@ -97,7 +97,7 @@ def test_a_signal_to_one_process_saves_and_stops_both(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_a_killed_process_ends_the_other_and_the_restarted_run_resumes(
     uninterrupted, tmp_path, victim
 ):
@@ -118,7 +118,7 @@ def test_a_killed_process_ends_the_other_and_the_restarted_run_resumes(
     assert_same_run(tmp_path, uninterrupted[0])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_resumes_with_another_number_of_processes(tmp_path, small_run):
     """From two to one to two."""
     arguments = (*ARGUMENTS, "--num-seeds", "2")
@@ -147,7 +147,7 @@ def test_different_configs_are_refused(tmp_path):
     assert "different configs (--seed was 0, now 1)" in results[1][2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_error_of_the_primary_process_ends_both_and_is_reported_once(small_run, tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     for workdir in (tmp_path, small_run / "summary.json"):
@@ -177,6 +177,7 @@ def test_invalid_arguments_are_refused(arguments, message):
         distributed.initialize(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, {"OMPI_COMM_WORLD_SIZE": "2"}])
 def test_distributed_without_a_known_launcher_is_refused_in_one_line(tmp_path, environment):
     """Open MPI 5 does not say where the other processes are."""

@@ -143,7 +143,7 @@ def test_pages_have_command_lines():
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow) if page == CHANGES else page
+        pytest.param(page, marks=pytest.mark.nightly if page == CHANGES else pytest.mark.slow)
         for page in pages_with("python")
     ],
     ids=page_name,
@@ -168,8 +168,13 @@ def hunks(diff: str) -> Iterator[tuple[str, str, str]]:
             yield path, old, new
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(blocks(CHANGES, "diff"))))
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=pytest.mark.nightly if number else pytest.mark.slow)
+        for number in range(len(blocks(CHANGES, "diff")))
+    ],
+)
 def test_diffs_apply_and_run(number, working_folder):
     line, diff = blocks(CHANGES, "diff")[number]
     changed = [x for x in diff.splitlines() if re.match(r"[+-]\s*\S", x) and x[:3] != "---"]
@@ -222,6 +227,7 @@ def test_the_tour_visits_every_file():
             assert f"`{name}`" in tour, name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.parametrize("preset", ["default", "best"])
 def test_a_checkpoint_holds_the_documented_state(generate, preset, key, tmp_path):

@@ -61,13 +61,14 @@ simulate = functools.cache(multi_device.simulate)
 @pytest.mark.parametrize(
     ("num_seeds", "batch_size", "processes", "mesh"),
     [
-        (1, 64, 1, {"seed": 1, "data": 4}),
+        pytest.param(1, 64, 1, {"seed": 1, "data": 4}, marks=pytest.mark.nightly),
         (1, 64, 2, {"seed": 1, "data": 4}),
         (2, 64, 1, {"seed": 2, "data": 2}),
-        (2, 64, 2, {"seed": 2, "data": 2}),
-        (4, 64, 1, {"seed": 4, "data": 1}),
-        (1, 90, 1, {"seed": 1, "data": 4}),  # padded to 92
-        (3, 90, 1, {"seed": 1, "data": 4}),
+        pytest.param(2, 64, 2, {"seed": 2, "data": 2}, marks=pytest.mark.nightly),
+        pytest.param(4, 64, 1, {"seed": 4, "data": 1}, marks=pytest.mark.nightly),
+        # Padded to 92.
+        pytest.param(1, 90, 1, {"seed": 1, "data": 4}, marks=pytest.mark.nightly),
+        pytest.param(3, 90, 1, {"seed": 1, "data": 4}, marks=pytest.mark.nightly),
     ],
 )
 def test_four_devices_train_like_one_and_communicate_only_the_gradient(
@@ -94,7 +95,7 @@ def assert_communicates_only_the_gradient(measured, networks):
     assert 0 <= collective["bytes"] - measured["gradient_bytes"] <= 8
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_micro_batches_are_summed_before_devices_communicate():
     # Two micro-batches of 64 on each device.
     assert_communicates_only_the_gradient(simulate(1, 512, 4), 1)
@@ -118,7 +119,7 @@ def start_on_devices(count, *arguments):
     return start(*arguments, XLA_FLAGS=f"--xla_force_host_platform_device_count={count}")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.mnist
 def test_four_devices_are_as_accurate_as_one(manual_dir, tmp_path):
     for count in (1, 4):
@@ -128,7 +129,7 @@ def test_four_devices_are_as_accurate_as_one(manual_dir, tmp_path):
     assert abs(one - four) < 0.002
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_resumes_with_another_number_of_devices(small_run, tmp_path):
     """From 4 to 2 to 1 to 2, one epoch on each."""
     arguments = ("--workdir", str(tmp_path / "run"), *SMALL, "--no-report")

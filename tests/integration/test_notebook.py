@@ -139,7 +139,7 @@ def install(notebook, monkeypatch, before, after, repository):
     return commands
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_digits_drawn_on_the_pad_are_recognized(notebook, browser, reader, monkeypatch):
     """In a browser with a substitute for the functions of Colab that the cells call."""
     functions, pages = {}, []

@@ -41,14 +41,26 @@ def wait_for_rows(process, workdir, count):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rows", [1, 6, 11])
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(longer_run, tmp_path, rows):
-    process = start("--workdir", str(tmp_path), *LONGER)
-    wait_for_rows(process, tmp_path, rows)
+def kill_after(rows, workdir, *arguments):
+    """Kills a run once it has written some rows."""
+    process = start("--workdir", str(workdir), *arguments)
+    wait_for_rows(process, workdir, rows)
     process.kill()
     process.communicate()
-    assert not (tmp_path / "summary.json").exists()
+    assert not (workdir / "summary.json").exists()
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(small_run, tmp_path):
+    arguments = (*SMALL, "--no-report")
+    kill_after(2, tmp_path, *arguments)
+    assert run.main(["--workdir", str(tmp_path), *arguments]) == 0
+    assert_same_run(tmp_path, small_run)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("rows", [1, 6, 11])
+def test_a_longer_run_killed_at_any_epoch_equals_an_uninterrupted_one(longer_run, tmp_path, rows):
+    kill_after(rows, tmp_path, *LONGER)
     assert run.main(["--workdir", str(tmp_path), *LONGER]) == 0
     assert_same_run(tmp_path, longer_run)
 
@@ -74,14 +86,11 @@ def test_a_signal_saves_and_stops_the_training(longer_run, tmp_path, signum, cod
     assert_same_run(tmp_path, longer_run)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_and_resumed_run_of_several_seeds_equals_an_uninterrupted_one(tmp_path):
-    arguments = (*SMALL, "--num-seeds", "3")
+    arguments = (*SMALL, "--num-seeds", "3", "--no-report")
     assert run.main(["--workdir", str(tmp_path / "uninterrupted"), *arguments]) == 0
-    process = start("--workdir", str(tmp_path / "killed"), *arguments)
-    wait_for_rows(process, tmp_path / "killed", 2)
-    process.kill()
-    process.communicate()
+    kill_after(2, tmp_path / "killed", *arguments)
     assert run.main(["--workdir", str(tmp_path / "killed"), *arguments]) == 0
     assert_same_run(tmp_path / "killed", tmp_path / "uninterrupted")
     summary = read_summary(tmp_path / "killed")
@@ -92,6 +101,7 @@ def test_a_killed_and_resumed_run_of_several_seeds_equals_an_uninterrupted_one(t
         assert summary[name] == read_metrics(tmp_path / "killed")[-1][name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_before_the_training_ends_the_process_at_once(tmp_path, signum, code):
     # Where the signal arrives, in `__del__`, an exception would be lost.
@@ -111,6 +121,7 @@ def test_a_signal_before_the_training_ends_the_process_at_once(tmp_path, signum,
     assert result.stderr == b"interrupted; the same command resumes from the last checkpoint\n"
 
 
+@pytest.mark.slow
 def test_the_compilation_cache_can_be_disabled_and_changes_no_bit(small_run, tmp_path):
     arguments = ("--workdir", str(tmp_path / "run"), *SMALL, "--no-compilation-cache")
     process = start(*arguments, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))

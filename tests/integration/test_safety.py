@@ -39,6 +39,7 @@ def test_the_source_never_executes_or_unpickles_data(path):
             assert all(isinstance(x, ast.Constant) and x.value is False for x in allowed)
 
 
+@pytest.mark.slow
 def test_commands_unpickle_nothing(foreign, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise AssertionError("unpickled")
@@ -75,6 +76,7 @@ def test_links_in_a_workdir_are_refused_and_not_followed(name, foreign, tmp_path
     assert (outside / "file").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_hostile_text_is_escaped_in_reports_and_messages(foreign, capsys):
     path = foreign / "summary.json"
     summary = json.loads(path.read_text()) | {"dataset": HOSTILE}

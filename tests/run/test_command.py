@@ -88,12 +88,6 @@ def test_metrics_and_summary_have_the_promised_content(small_run):
     assert {"jax", "flax", "backend", "device_kind", "device_count"} <= set(summary["environment"])
 
 
-def test_the_report_can_be_omitted(tmp_path, capsys):
-    assert run.main(["--workdir", str(tmp_path), *SMALL, "--epochs", "1", "--no-report"]) == 0
-    assert not (tmp_path / "report").exists()
-    assert capsys.readouterr().out.endswith(f"see {tmp_path / 'summary.json'}\n")
-
-
 def test_the_same_command_leaves_a_finished_run_alone(small_run, capsys):
     before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*")}
     assert run.main(["--workdir", str(small_run), *SMALL]) == 0
@@ -119,10 +113,14 @@ def test_another_config_is_refused(small_run, capsys):
     assert "--seed was 0, now 1" in capsys.readouterr().err
 
 
-def test_two_runs_are_bit_identical_and_another_seed_is_not(small_run, tmp_path):
-    assert run.main(["--workdir", str(tmp_path / "again"), *SMALL]) == 0
-    assert_same_run(tmp_path / "again", small_run)
-    assert run.main(["--workdir", str(tmp_path / "other"), *SMALL, "--seed", "1"]) == 0
+def test_two_runs_are_bit_identical_and_another_seed_is_not(small_run, tmp_path, capsys):
+    again = tmp_path / "again"
+    assert run.main(["--workdir", str(again), *SMALL, "--no-report"]) == 0
+    assert capsys.readouterr().out.endswith(f"see {again / 'summary.json'}\n")
+    assert not (again / "report").exists()
+    assert_same_run(again, small_run)
+    other = ("--seed", "1", "--no-report")
+    assert run.main(["--workdir", str(tmp_path / "other"), *SMALL, *other]) == 0
     name = "params_sha256"
     assert read_summary(tmp_path / "other")[name] != read_summary(small_run)[name]
 
@@ -154,7 +152,15 @@ def test_stopping_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatc
 
 
 def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
-    flags = ("--eval-every-epochs", "3", "--checkpoint-every-epochs", "2", "--max-to-keep", "9")
+    flags = (
+        "--eval-every-epochs",
+        "3",
+        "--checkpoint-every-epochs",
+        "2",
+        "--max-to-keep",
+        "9",
+        "--no-report",
+    )
     assert run.main(["--workdir", str(tmp_path), *SMALL, *flags]) == 0
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [3, 4]
     assert without_timing(read_metrics(tmp_path)) == without_timing(read_metrics(small_run))[2:]
@@ -162,8 +168,9 @@ def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
     assert read_summary(tmp_path)["params_sha256"] == read_summary(small_run)["params_sha256"]
 
 
+@pytest.mark.slow
 def test_validation_is_reported_and_chooses_the_best_checkpoint(tmp_path, capsys):
-    flags = ("--validation-fraction", "0.2", "--max-to-keep", "1")
+    flags = ("--validation-fraction", "0.2", "--max-to-keep", "1", "--no-report")
     assert run.main(["--workdir", str(tmp_path), *SMALL, *flags]) == 0
     metrics = read_metrics(tmp_path)
     best = max(metrics, key=lambda row: row["validation_accuracy"])
