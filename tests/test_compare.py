@@ -14,7 +14,7 @@ def test_a_run_does_not_differ_from_itself(small_run, capsys):
     assert capsys.readouterr().out.rstrip().endswith("No difference at all.")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_accuracies_equal_those_in_the_summaries(small_run, tmp_path, capsys):
     flags = ("--num-seeds", "2", "--seed", "4", "--no-report")
     assert run.main(["--workdir", str(tmp_path), *SMALL, *flags]) == 0
@@ -30,7 +30,7 @@ def test_accuracies_equal_those_in_the_summaries(small_run, tmp_path, capsys):
     assert f"2 seeds  {tmp_path}" in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_only_shared_seeds_are_compared(tmp_path):
     workdirs = []
     for name, seed, count in (("a", 0, 3), ("b", 1, 4), ("c", 3, 2)):

@@ -87,7 +87,7 @@ def test_parameters_are_initialized_as_by_keras(key):
         assert 0.9 * limit < largest <= limit * (1 + 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_last_six_rows_and_columns_of_28_do_not_influence_the_logits(key):
     assert model.visible_size(28) == 22
     assert model.visible_size(22) == 22

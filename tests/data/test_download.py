@@ -34,6 +34,10 @@ def short_limits(monkeypatch):
     monkeypatch.setattr(download, "ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
     monkeypatch.setattr(download, "RETRIES", 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sockets_are_closed_in_this_module():
     yield
     gc.collect()
 

@@ -18,7 +18,7 @@ from mnist_flax.run import command
 from tests.conftest import SMALL, read_metrics, read_summary, without_timing
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_on_cpu_the_flag_changes_no_bit(small_run, tmp_path):
     assert run.main(["--workdir", str(tmp_path), *SMALL, "--no-report", "--deterministic"]) == 0
     assert read_summary(tmp_path)["params_sha256"] == read_summary(small_run)["params_sha256"]
@@ -71,7 +71,7 @@ def test_the_flag_is_part_of_the_config():
     assert command.parse(["--workdir", "w", "--deterministic"]).config.deterministic
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_folder_of_the_data_changes_no_bit(tmp_path):
     datasets.write_originals(tmp_path / "manual0", 0)
     shutil.copytree(tmp_path / "manual0", tmp_path / "manual1")
@@ -87,7 +87,7 @@ def test_the_folder_of_the_data_changes_no_bit(tmp_path):
     assert len(hashes) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_report_logs_encoding_time_zone_and_folder_change_no_bit(small_run, tmp_path):
     folder = tmp_path / "elsewhere" / "run"
     arguments = [sys.executable, "-m", "mnist_flax.run", "--workdir", str(folder), *SMALL]

@@ -49,7 +49,7 @@ def test_command_report_summary_and_metrics_agree(small_run, capsys):
     assert f"{evaluation['accuracy']:.2%} accuracy on 360 test images" in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_splits_checkpoints_and_single_networks_are_selected(validated_run, capsys):
     where = ("--workdir", str(validated_run), "--no-report")
     rows = read_metrics(validated_run)
@@ -71,7 +71,7 @@ def test_splits_checkpoints_and_single_networks_are_selected(validated_run, caps
     assert train["examples"] == 1_437 - 359
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_report_is_written_again_with_corruptions(validated_run, capsys):
     assert evaluate.main(["--workdir", str(validated_run), "--corruptions"]) == 0
     text = capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_no_training_code_is_imported(small_run):
     assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_closed_output_pipe_is_no_error(small_run):
     arguments = ("--workdir", str(small_run), "--no-report")
     read_end, write_end = os.pipe()

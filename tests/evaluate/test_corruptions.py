@@ -61,7 +61,7 @@ def test_occlusion_covers_a_square_of_its_size(key):
     assert covered.max() == 14 * 14
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_robustness_starts_at_the_clean_accuracy(small_run, digits):
     images, labels = (array[:100] for array in digits.test)
     trained = load_trained(small_run)

@@ -42,7 +42,7 @@ def test_a_planted_difference_is_detected():
         assert swapped["verdict"].startswith("A is better by 1.9")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_halves_of_the_same_seeds_are_within_noise():
     """At the 95 % level one comparison in twenty may err; the limit here is twice that."""
     trials, detected = 60, 0

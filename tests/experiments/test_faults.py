@@ -7,20 +7,10 @@ import pytest
 from experiments.faults import __main__ as faults
 from experiments.faults.fault import Fault
 
-IN_EVERY_RUN = "SIGKILL while a checkpoint is written"
 
-
+@pytest.mark.nightly
 @pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(
-            fault,
-            marks=pytest.mark.slow if fault.name == IN_EVERY_RUN else pytest.mark.nightly,
-            id=fault.name,
-        )
-        for fault in faults.FAULTS
-        if fault.few
-    ],
+    "fault", [fault for fault in faults.FAULTS if fault.few], ids=lambda fault: fault.name
 )
 def test_nothing_is_lost(fault, tmp_path):
     row = faults.attempt(fault, fault.few, seed=1)

@@ -117,7 +117,7 @@ def test_frameworks_train_the_same_network(digits: Dataset, name):
     assert trainer.evaluate() > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_roofline_is_measured_and_stored(tmp_path):
     run("roofline", "--dataset=digits", "--seeds=2", "--epochs=1", "--output", str(tmp_path))
     result = json.loads((tmp_path / "roofline_cpu_float32.json").read_text())

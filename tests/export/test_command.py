@@ -24,7 +24,7 @@ def two_seeds_run(tmp_path_factory):
 
 
 @pytest.fixture(
-    params=["one", *(pytest.param(x, marks=pytest.mark.slow) for x in ("two", "one of two"))]
+    params=["one", *(pytest.param(x, marks=pytest.mark.nightly) for x in ("two", "one of two"))]
 )
 def trained(request, small_run):
     if request.param == "one":

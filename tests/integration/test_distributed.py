@@ -96,8 +96,8 @@ def test_a_signal_to_one_process_saves_and_stops_both(uninterrupted, tmp_path):
     assert_same_run(tmp_path, uninterrupted[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.nightly), 1])
+@pytest.mark.nightly
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_restarted_run_resumes(
     uninterrupted, tmp_path, victim
 ):

@@ -55,20 +55,25 @@ ENTRY %main (p: f32[]) -> f32[] {
 
 
 simulate = functools.cache(multi_device.simulate)
+TWO_PROCESSES = (1, 64, 2, {"seed": 1, "data": 4})
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_seeds", "batch_size", "processes", "mesh"),
     [
-        pytest.param(1, 64, 1, {"seed": 1, "data": 4}, marks=pytest.mark.nightly),
-        (1, 64, 2, {"seed": 1, "data": 4}),
-        (2, 64, 1, {"seed": 2, "data": 2}),
-        pytest.param(2, 64, 2, {"seed": 2, "data": 2}, marks=pytest.mark.nightly),
-        pytest.param(4, 64, 1, {"seed": 4, "data": 1}, marks=pytest.mark.nightly),
-        # Padded to 92.
-        pytest.param(1, 90, 1, {"seed": 1, "data": 4}, marks=pytest.mark.nightly),
-        pytest.param(3, 90, 1, {"seed": 1, "data": 4}, marks=pytest.mark.nightly),
+        pytest.param(
+            *case, marks=pytest.mark.slow if case == TWO_PROCESSES else pytest.mark.nightly
+        )
+        for case in (
+            TWO_PROCESSES,
+            (1, 64, 1, {"seed": 1, "data": 4}),
+            (2, 64, 1, {"seed": 2, "data": 2}),
+            (2, 64, 2, {"seed": 2, "data": 2}),
+            (4, 64, 1, {"seed": 4, "data": 1}),
+            (1, 90, 1, {"seed": 1, "data": 4}),  # padded to 92
+            (3, 90, 1, {"seed": 1, "data": 4}),
+        )
     ],
 )
 def test_four_devices_train_like_one_and_communicate_only_the_gradient(

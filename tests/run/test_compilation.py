@@ -16,7 +16,7 @@ from mnist_flax.run.compilation import compile_training
 from tests.conftest import to_device
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_programs_agree_with_the_functions():
     config = Config(dataset="digits", validation_fraction=0.25, seed=3)
     dataset = load_dataset("digits", validation_fraction=0.25)
@@ -85,7 +85,7 @@ def test_a_seed_among_others_trains_like_the_same_seed_alone(digits):
     assert len(set(scores["test_loss"])) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_bits_of_a_seed_do_not_depend_on_the_other_seeds(digits):
     first, _ = train_briefly(digits, SEEDS)
     second, _ = train_briefly(digits, dataclasses.replace(SEEDS, seed=7))
@@ -93,8 +93,8 @@ def test_the_bits_of_a_seed_do_not_depend_on_the_other_seeds(digits):
         np.testing.assert_array_equal(leaf[2], other[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("at_once", [2, pytest.param(64, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("at_once", [2, 64])
 def test_seeds_side_by_side_train_like_one_after_the_other(digits, monkeypatch, at_once):
     """Accelerators compute at most `SEEDS_AT_ONCE` side by side."""
     expected, scores = train_briefly(digits, SEEDS)
@@ -105,7 +105,7 @@ def test_seeds_side_by_side_train_like_one_after_the_other(digits, monkeypatch, 
     np.testing.assert_allclose(scores["test_loss"], other_scores["test_loss"], rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_more_seeds_than_fit_into_memory_are_refused_before_they_are_allocated(digits, monkeypatch):
     monkeypatch.setattr(compilation, "_free_memory", lambda: 64 * 2**20)
     with pytest.raises(UserError, match=r"needs \d.*GiB.*would fit") as refusal:
@@ -114,7 +114,7 @@ def test_more_seeds_than_fit_into_memory_are_refused_before_they_are_allocated(d
     compile_training(digits, dataclasses.replace(SEEDS, num_seeds=fitting // 2))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_validation_only_the_test_images_are_evaluated(digits, config):
     compiled = compile_training(digits, config)
     assert set(compiled.evaluate(compiled.create_state())) == {"test_loss", "test_accuracy"}
