@@ -88,6 +88,7 @@ def test_a_zero_update_stays_zero():
     assert not orthogonalize(jnp.zeros((64, 32))).any()
 
 
+@pytest.mark.slow
 def test_muon_updates_kernels_as_optax_does(key):
     """Optax corrects the bias of its momentum, so the first steps differ a little."""
     config = muon_config(weight_decay=0.5)

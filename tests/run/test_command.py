@@ -136,6 +136,7 @@ def test_compiled_programs_are_stored_for_each_kind_of_processor(tmp_path, monke
     assert folder.name == environment.processor_fingerprint()
 
 
+@pytest.mark.slow
 def test_stopping_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatch, capsys):
     arguments = ["--workdir", str(tmp_path), *SMALL, "--no-report"]
     with monkeypatch.context() as patch:
@@ -151,6 +152,7 @@ def test_stopping_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatc
     assert_same_run(tmp_path, small_run)
 
 
+@pytest.mark.slow
 def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
     flags = (
         "--eval-every-epochs",

@@ -195,6 +195,7 @@ def test_a_chunk_of_steps_ends_with_its_epoch(train, monkeypatch):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_signal_saves_its_step_and_the_same_command_resumes(train, signum, step):
+    handler = signal.getsignal(signum)
     stopped = train(**{str(step): send(signum)})
     assert str(stopped.error) == (
         f"stopped by {signal.Signals(signum).name}, saved at step {step}; "
@@ -203,7 +204,7 @@ def test_a_signal_saves_its_step_and_the_same_command_resumes(train, signum, ste
     assert stopped.error.exit_code == 128 + signum
     assert max(stopped.saved) == step
     assert stopped.sha256 is None
-    assert signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(signum) == handler
     resumed = train()
     assert resumed.lines[0] == f"resuming from step {step} of 12"
     assert resumed.counts == [1] * (12 - step)
@@ -248,12 +249,12 @@ def test_a_signal_during_the_last_save_ends_the_run_as_stopped(train):
 
 
 def test_a_second_signal_is_not_captured():
-    default = signal.getsignal(signal.SIGTERM)
+    signums = (signal.SIGTERM, signal.SIGINT)
+    handlers = list(map(signal.getsignal, signums))
     with capture_signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) == default
-        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        assert list(map(signal.getsignal, signums)) == handlers
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1_437.01 * loop.DIVERGED_LOSS])
