@@ -3,7 +3,7 @@
 import socket
 import subprocess
 import sys
-import time
+import threading
 from urllib.parse import urlparse
 
 import numpy as np
@@ -61,8 +61,10 @@ def test_inputs_without_a_digit_get_a_message(answer, tmp_path):
 
 def test_slow_answers_are_abandoned(monkeypatch):
     monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 0.01)
-    answer = demo._with_timeout(lambda: time.sleep(1) or demo.Answer(message="late"))
+    abandoned = threading.Event()
+    answer = demo._with_timeout(lambda: demo.Answer(message=f"late: {abandoned.wait(60)}"))
     assert answer.message == "That took too long. Try a smaller image."
+    abandoned.set()
     monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 20)
     assert demo._with_timeout(lambda text: demo.Answer(message=text), "ok").message == "ok"
 

@@ -86,7 +86,7 @@ READERS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("file", READERS)
 def test_fields_are_as_documented(file, small_run, full_run):
     rows = documented(file)

@@ -80,7 +80,15 @@ def test_a_corrupted_file_is_refused_by_name(manual_dir, tmp_path, file):
 def one_epoch(data_dir, tmp_path_factory):
     """The workdir of the default preset after a single epoch."""
     workdir = tmp_path_factory.mktemp("one_epoch") / "run"
-    arguments = ["--workdir", str(workdir), "--data-dir", str(data_dir[0]), "--epochs", "1"]
+    arguments = [
+        "--workdir",
+        str(workdir),
+        "--data-dir",
+        str(data_dir[0]),
+        "--epochs",
+        "1",
+        "--no-report",
+    ]
     assert run.main(arguments) == 0
     return workdir
 

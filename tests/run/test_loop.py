@@ -35,7 +35,7 @@ class Killed(BaseException):
 class FakeTraining:
     """Steps whose result depends on all steps before and on the order of their epoch.
 
-    `events` happen at the end of a step, with the state; what they return is the new state.
+    The event with the number of a step gets the state at its end, and returns another.
     """
 
     abstract_state = None
@@ -97,13 +97,13 @@ class FakeCheckpoints:
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, digits):
-    """Runs or resumes a training in a folder; returns its checkpoints, rows and printed lines."""
+    """Runs or resumes a training; an event happens `at` a step, or when something is called."""
     stores = {}
     monkeypatch.setattr(experiment, "load_dataset", lambda *_: digits)
     monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # one step at a time
 
-    def train(name="run", config=CONFIG, **events):
-        events = {int(key) if key.isdecimal() else key: event for key, event in events.items()}
+    def train(name="run", config=CONFIG, at=(), **events):
+        events |= dict(at)
         saved, lines = stores.setdefault(name, {}), []
         training = FakeTraining(config, events)
         checkpoints = functools.partial(FakeCheckpoints, saved=saved, events=events)
@@ -196,7 +196,7 @@ def test_a_chunk_of_steps_ends_with_its_epoch(train, monkeypatch):
 @pytest.mark.parametrize("step", STEPS)
 def test_a_signal_saves_its_step_and_the_same_command_resumes(train, signum, step):
     handler = signal.getsignal(signum)
-    stopped = train(**{str(step): send(signum)})
+    stopped = train(at={step: send(signum)})
     assert str(stopped.error) == (
         f"stopped by {signal.Signals(signum).name}, saved at step {step}; "
         "the same command resumes from there"
@@ -213,7 +213,7 @@ def test_a_signal_saves_its_step_and_the_same_command_resumes(train, signum, ste
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_killed_run_resumes_from_its_last_checkpoint(train, step):
-    assert isinstance(train(**{str(step): kill}).error, Killed)
+    assert isinstance(train(at={step: kill}).error, Killed)
     resumed = train()
     assert len(resumed.counts) == 12 - (step - 1) // 3 * 3
     assert_equal_runs(resumed, train("uninterrupted"))
@@ -233,7 +233,7 @@ def test_a_run_killed_between_row_and_checkpoint_writes_the_row_once(train, epoc
 
 @pytest.mark.parametrize("rows", ["", "not a row\n"])
 def test_a_missing_row_before_the_checkpoint_is_reported(train, rows):
-    result = train(**{"5": kill})
+    result = train(at={5: kill})
     (result.folder / "metrics.jsonl").write_text(rows)
     message = "metrics.jsonl is damaged: epoch 1 is missing, but there is a checkpoint after it"
     assert message in str(train().error)
@@ -260,9 +260,7 @@ def test_a_second_signal_is_not_captured():
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1_437.01 * loop.DIVERGED_LOSS])
 @pytest.mark.parametrize(("step", "saved"), [(2, []), (3, []), (8, [3, 6]), (12, [3, 6, 9])])
 def test_a_diverged_loss_ends_the_run_at_its_step(train, value, step, saved):
-    result = train(
-        **{str(step): lambda state: state.replace(epoch_loss=np.array([value], np.float32))}
-    )
+    result = train(at={step: lambda state: state.replace(epoch_loss=np.array([value], np.float32))})
     assert isinstance(result.error, TrainingDiverged)
     assert result.error.exit_code == 1
     message = f"the training loss became {value / 1_437:.3g} by step {step}, at learning rate "
@@ -276,7 +274,7 @@ def test_a_diverged_loss_ends_the_run_at_its_step(train, value, step, saved):
 
 def test_a_large_loss_below_the_limit_does_not_end_the_run(train):
     loss = np.array([1_436.9 * loop.DIVERGED_LOSS], np.float32)
-    assert train(**{"12": lambda state: state.replace(epoch_loss=loss)}).error is None
+    assert train(at={12: lambda state: state.replace(epoch_loss=loss)}).error is None
 
 
 @pytest.mark.parametrize("part", ["params", "opt_state"])
@@ -284,11 +282,11 @@ def test_a_state_that_is_not_finite_is_never_saved(train, part):
     def spoil(state):
         return state.replace(**{part: {"x": np.array([np.nan], np.float32)}})
 
-    ended = train("ended", **{"12": spoil})
+    ended = train("ended", at={12: spoil})
     assert "the largest number in the state became nan by step 12" in str(ended.error)
     assert list(ended.saved) == [3, 6, 9]
     # Even if a signal asks for it.
-    stopped = train("stopped", **{"5": lambda state: spoil(send(signal.SIGTERM)(state))})
+    stopped = train("stopped", at={5: lambda state: spoil(send(signal.SIGTERM)(state))})
     assert "the largest number in the state became nan by step 5" in str(stopped.error)
     assert list(stopped.saved) == [3]
 
@@ -302,7 +300,7 @@ def test_a_test_loss_that_is_not_finite_ends_the_run(train):
 def test_the_diverged_seed_is_named(train):
     config = dataclasses.replace(CONFIG, num_seeds=3, seed=7)
     loss = np.array([1, 1, np.nan], np.float32)
-    result = train(config=config, **{"4": lambda state: state.replace(epoch_loss=loss)})
+    result = train(config=config, at={4: lambda state: state.replace(epoch_loss=loss)})
     assert str(result.error).startswith("the training loss of seed 9 became nan by step 4")
 
 
@@ -340,7 +338,7 @@ def test_a_full_disk_is_reported_in_one_line(train):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_changed_environment_is_reported_or_refused(train, deterministic):
     config = dataclasses.replace(CONFIG, deterministic=deterministic)
-    path = train(config=config, **{"5": kill}).folder / "environment.json"
+    path = train(config=config, at={5: kill}).folder / "environment.json"
     original = json.loads(path.read_text())
     path.write_text(json.dumps(original | {"jax": "0.9", "python": "3.10", "cores": 0}))
     changes = f"jax was 0.9, now {original['jax']}; cores was 0, now {original['cores']}"
