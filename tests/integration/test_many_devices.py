@@ -62,9 +62,7 @@ SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 @pytest.mark.parametrize(
     ("num_seeds", "batch_size", "processes", "mesh"),
     [
-        pytest.param(
-            *case, marks=pytest.mark.slow if case == TWO_PROCESSES else pytest.mark.nightly
-        )
+        pytest.param(*case, marks=SLOW if case == TWO_PROCESSES else NIGHTLY)
         for case in (
             TWO_PROCESSES,
             (1, 64, 1, {"seed": 1, "data": 4}),

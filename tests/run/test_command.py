@@ -154,15 +154,8 @@ def test_stopping_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
-    flags = (
-        "--eval-every-epochs",
-        "3",
-        "--checkpoint-every-epochs",
-        "2",
-        "--max-to-keep",
-        "9",
-        "--no-report",
-    )
+    seldom = ("--eval-every-epochs", "3", "--checkpoint-every-epochs", "2")
+    flags = (*seldom, "--max-to-keep", "9", "--no-report")
     assert run.main(["--workdir", str(tmp_path), *SMALL, *flags]) == 0
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [3, 4]
     assert without_timing(read_metrics(tmp_path)) == without_timing(read_metrics(small_run))[2:]
