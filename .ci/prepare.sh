@@ -17,4 +17,3 @@ if [ -z "$(command -v chromium || command -v google-chrome)" ] && [ "$(id -u)" =
     { apt-get update && apt-get install --yes --no-install-recommends chromium; } >&2 ||
         echo "Chromium cannot be installed here" >&2
 fi
-

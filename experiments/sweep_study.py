@@ -169,8 +169,8 @@ class SweepStudy:
         for run in self.trials(state):
             if log := claim(self.folder / f"{run}.log"):
                 with log:
-                    trial = self.trials(state).get(run)  # unless it ended before the claim
-                    if trial is None:
+                    trial = self.trials(state).get(run)
+                    if trial is None:  # it ended before the claim
                         continue
                     if state == TrialState.RUNNING:
                         self.study.tell(trial.number, state=TrialState.FAIL)

@@ -109,11 +109,12 @@ def train(tmp_path, monkeypatch, digits):
         checkpoints = functools.partial(FakeCheckpoints, saved=saved, events=events)
         monkeypatch.setattr(experiment, "compile_training", lambda *_: training)
         monkeypatch.setattr(experiment, "CheckpointManager", checkpoints)
+        error = None
         try:
             run_experiment(config, tmp_path / name, log=lines.append, with_report=False)
-        except (Killed, TrainingInterrupted, TrainingDiverged, UserError) as error:
-            return Result(tmp_path / name, saved, lines, training.counts, error)
-        return Result(tmp_path / name, saved, lines, training.counts)
+        except (Killed, TrainingInterrupted, TrainingDiverged, UserError) as raised:
+            error = raised
+        return Result(tmp_path / name, saved, lines, training.counts, error)
 
     return train
 
@@ -124,7 +125,7 @@ class Result:
     saved: dict[int, TrainState]
     lines: list[str]
     counts: list[int]
-    error: Any = None
+    error: Any
 
     @property
     def rows(self):
@@ -263,6 +264,7 @@ def test_a_diverged_loss_ends_the_run_at_its_step(train, value, step, saved):
     result = train(at={step: lambda state: state.replace(epoch_loss=np.array([value], np.float32))})
     assert isinstance(result.error, TrainingDiverged)
     assert result.error.exit_code == 1
+    assert "\n" not in str(result.error)
     message = f"the training loss became {value / 1_437:.3g} by step {step}, at learning rate "
     assert str(result.error).startswith(message)
     hint = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
@@ -343,9 +345,12 @@ def test_a_changed_environment_is_reported_or_refused(train, deterministic):
     path.write_text(json.dumps(original | {"jax": "0.9", "python": "3.10", "cores": 0}))
     changes = f"jax was 0.9, now {original['jax']}; cores was 0, now {original['cores']}"
     resumed = train(config=config)
+    assert "python" not in f"{resumed.error} {resumed.lines}"
     if deterministic:
         assert f"--deterministic cannot resume where {changes}" in str(resumed.error)
         assert resumed.counts == []
     else:
         assert resumed.lines[0].startswith(f"NOTE: {changes}, so the last bits of the result may")
-        assert resumed.sha256 is not None
+        summary = read_summary(resumed.folder)
+        assert summary
+        assert summary["environment"] == original
