@@ -117,6 +117,7 @@ def measure(seeds: int, batch_size: int) -> dict[str, Any]:
 def simulate(seeds: int, batch_size: int, devices: int, num_processes: int = 1) -> dict[str, Any]:
     """`measure` on simulated devices in new processes, since their number is fixed at the start."""
     flags = f"--xla_force_host_platform_device_count={devices // num_processes}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     command = [sys.executable, "-m", "experiments.multi_device"]
     command += ["--measure", str(seeds), str(batch_size)]
     if num_processes > 1:

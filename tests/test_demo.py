@@ -16,7 +16,7 @@ from mnist_flax import demo, load
 from tests.conftest import STROKES
 from tests.predict.test_preprocess import seven
 
-pytestmark = pytest.mark.slow
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,6 +29,7 @@ def answer(reader):
     return demo.answerer(load(reader))
 
 
+@SLOW
 def test_answer_has_all_outputs_of_the_page(answer):
     image, probabilities, saliency, message = answer(seven())
     assert image.shape == (224, 224)
@@ -41,12 +42,14 @@ def test_answer_has_all_outputs_of_the_page(answer):
     assert message.startswith(f"# {digit}\nConfidence: {probabilities[digit]:.1%}")
 
 
+@SLOW
 def test_low_confidence_is_reported(answer, monkeypatch):
     for threshold, is_low in ((0.0, False), (1.1, True)):
         monkeypatch.setattr(demo, "LOW_CONFIDENCE", threshold)
         assert answer(seven()).message.endswith(" (low)") == is_low
 
 
+@SLOW
 def test_inputs_without_a_digit_get_a_message(answer, tmp_path):
     invitation = (None, None, None, "Draw a digit, or upload one.")
     assert answer(None) == invitation
@@ -59,6 +62,7 @@ def test_inputs_without_a_digit_get_a_message(answer, tmp_path):
     assert demo._answer_drawing(answer, None) == demo._answer_drawing(answer, empty) == invitation
 
 
+@SLOW
 def test_slow_answers_are_abandoned(monkeypatch):
     monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 0.01)
     abandoned = threading.Event()
@@ -92,7 +96,7 @@ def browser_page(served, browser):
     return browser.new_page(viewport={"width": 1200, "height": 900}), served[1]
 
 
-@pytest.mark.slow
+@SLOW
 def test_only_the_page_is_served_and_only_to_this_machine(served, reader):
     process, address = served
     listening = [
@@ -107,7 +111,7 @@ def test_only_the_page_is_served_and_only_to_this_machine(served, reader):
         assert requests.get(f"{api}/file={path}", timeout=60).status_code == 403
 
 
-@pytest.mark.slow
+@SLOW
 def test_large_uploads_are_rejected(served):
     upload = f"{served[1]}/gradio_api/upload"
     sizes = {1_000: 200, 21 * 2**20: 413}
@@ -117,21 +121,22 @@ def test_large_uploads_are_rejected(served):
         assert "Traceback" not in response.text
 
 
-@pytest.mark.slow
-def test_digits_drawn_with_a_mouse_are_classified(browser_page):
+@pytest.mark.parametrize(
+    "digit", [pytest.param(x, marks=SLOW if x == 7 else NIGHTLY) for x in STROKES]
+)
+def test_a_digit_drawn_with_a_mouse_is_classified(browser_page, digit):
     page, address = browser_page
     hosts, errors = [], []
     page.on("request", lambda request: hosts.append(urlparse(request.url).hostname))
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    for digit, points in STROKES.items():
-        page.goto(address)
-        draw(page, points)
-        page.wait_for_selector(f"h1:text-is('{digit}')", timeout=30_000)
+    page.goto(address)
+    draw(page, STROKES[digit])
+    page.wait_for_selector(f"h1:text-is('{digit}')", timeout=30_000)
     assert set(hosts) <= {demo.HOST, None, ""}
     assert errors == []
 
 
-@pytest.mark.nightly
+@NIGHTLY
 def test_two_visitors_and_invalid_uploads_get_answers(browser_page, tmp_path):
     first, address = browser_page
     (tmp_path / "text.png").write_text("not an image")

@@ -17,37 +17,40 @@ from mnist_flax.data.tfds_mnist import FILES, load_tfds, read_idx
 from mnist_flax.predict.preprocess import to_mnist
 from tests.conftest import read_summary
 
-pytestmark = [pytest.mark.mnist, pytest.mark.slow]
+pytestmark = pytest.mark.mnist
 
 
 @pytest.fixture(scope="module")
 def data_dir(manual_dir, tmp_path_factory):
-    """MNIST prepared by two processes that start together, and their outputs."""
+    """A folder with MNIST prepared."""
     folder = tmp_path_factory.mktemp("mnist")
+    load_tfds("mnist", folder, manual_dir, print)
+    return folder
+
+
+@pytest.mark.nightly
+def test_two_processes_prepare_it_once(manual_dir, tmp_path):
+    """Also when they start together."""
     script = (
         "import sys, pathlib; from mnist_flax.data.tfds_mnist import load_tfds\n"
         "load_tfds('mnist', *map(pathlib.Path, sys.argv[1:]), print)"
     )
-    command = [sys.executable, "-c", script, str(folder), str(manual_dir)]
+    command = [sys.executable, "-c", script, str(tmp_path), str(manual_dir)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    return folder, outputs
-
-
-def test_two_processes_prepare_it_once(data_dir):
-    folder, outputs = data_dir
-    assert len(list(folder.glob("mnist/3.0.1/*.array_record*"))) == 2
-    assert not list(folder.rglob("*incomplete*"))
-    assert not list(folder.rglob("tmp*"))
+    assert len(list(tmp_path.glob("mnist/3.0.1/*.array_record*"))) == 2
+    assert not list(tmp_path.rglob("*incomplete*"))
+    assert not list(tmp_path.rglob("tmp*"))
     assert "".join(outputs).count("preparing mnist") == 1
 
 
+@pytest.mark.slow
 def test_the_prepared_images_are_the_original_ones(data_dir, manual_dir):
-    splits = load_tfds("mnist", data_dir[0], None, pytest.fail)
+    splits = load_tfds("mnist", data_dir, None, pytest.fail)
     for split, (images, labels) in splits.items():
         raw_images, raw_labels = (read_idx(manual_dir / file) for file in FILES[split])
-        stock: Any = tfds.data_source("mnist", split=split, data_dir=data_dir[0])
+        stock: Any = tfds.data_source("mnist", split=split, data_dir=data_dir)
         assert len(stock) == len(images) == len(raw_images)
 
         def digests(images, labels):
@@ -62,6 +65,7 @@ def test_the_prepared_images_are_the_original_ones(data_dir, manual_dir):
     assert splits["test"][0].shape == (10_000, 28, 28, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [file for files in FILES.values() for file in files])
 def test_a_corrupted_file_is_refused_by_name(manual_dir, tmp_path, file):
     folder = tmp_path / "manual"
@@ -84,7 +88,7 @@ def one_epoch(data_dir, tmp_path_factory):
         "--workdir",
         str(workdir),
         "--data-dir",
-        str(data_dir[0]),
+        str(data_dir),
         "--epochs",
         "1",
         "--no-report",
@@ -93,6 +97,7 @@ def one_epoch(data_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_one_epoch_of_the_default_preset_passes_98_percent(one_epoch):
     summary = read_summary(one_epoch)
     assert summary["dataset"] == "mnist"
@@ -101,6 +106,7 @@ def test_one_epoch_of_the_default_preset_passes_98_percent(one_epoch):
     assert summary["steps"] == 938
 
 
+@pytest.mark.slow
 def test_drawings_are_recognized(one_epoch):
     """A smaller version of the experiment `handwriting`, after one epoch."""
     rng = np.random.default_rng(1)

@@ -8,7 +8,6 @@ from tests.conftest import SMALL
 NIGHTLY = pytest.mark.nightly
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
@@ -21,7 +20,11 @@ NIGHTLY = pytest.mark.nightly
         pytest.param(
             ["--schedule", "constant", "--learning-rate", "1e3"], "training loss", marks=NIGHTLY
         ),
-        (["--learning-rate", "1e3", "--num-seeds", "2"], "training loss of seed 0"),
+        pytest.param(
+            ["--learning-rate", "1e3", "--num-seeds", "2"],
+            "training loss of seed 0",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_far_too_high_learning_rate_is_detected(tmp_path, capsys, flags, name):
