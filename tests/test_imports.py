@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mnist_flax
 
 PACKAGE = Path(mnist_flax.__file__).parent
@@ -58,6 +60,7 @@ def run_python(script, **environment):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_importing_touches_no_device_and_no_file(tmp_path):
     names = [name for name in MODULES if not name.endswith("__main__")]
     script = "\n".join(

@@ -37,7 +37,7 @@ def random_params(key, size):
     return jax.tree.unflatten(structure, noisy)
 
 
-@pytest.mark.parametrize("size", [22, 28])
+@pytest.mark.parametrize("size", [22, pytest.param(28, marks=pytest.mark.nightly)])
 def test_logits_and_gradients_equal_a_plain_implementation(key, size):
     params = random_params(key, size)
     images = jax.random.uniform(key, (5, size, size, 1))

@@ -36,7 +36,7 @@ def test_a_few_images_get_the_same_logits_as_among_many(small_run, digits):
     np.testing.assert_array_equal(trained.logits(images), logits)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_seed_has_its_logits_and_probabilities_are_averaged(tmp_path, digits):
     assert run.main(["--workdir", str(tmp_path), *SMALL, "--no-report", "--num-seeds", "2"]) == 0
     trained = load_trained(tmp_path)

@@ -55,17 +55,17 @@ ENTRY %main (p: f32[]) -> f32[] {
 
 
 simulate = functools.cache(multi_device.simulate)
-TWO_PROCESSES = (1, 64, 2, {"seed": 1, "data": 4})
+FOUR_DEVICES = (1, 64, 1, {"seed": 1, "data": 4})
 SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 
 
 @pytest.mark.parametrize(
     ("num_seeds", "batch_size", "processes", "mesh"),
     [
-        pytest.param(*case, marks=SLOW if case == TWO_PROCESSES else NIGHTLY)
+        pytest.param(*case, marks=SLOW if case == FOUR_DEVICES else NIGHTLY)
         for case in (
-            TWO_PROCESSES,
-            (1, 64, 1, {"seed": 1, "data": 4}),
+            FOUR_DEVICES,
+            (1, 64, 2, {"seed": 1, "data": 4}),
             (2, 64, 1, {"seed": 2, "data": 2}),
             (2, 64, 2, {"seed": 2, "data": 2}),
             (4, 64, 1, {"seed": 4, "data": 1}),

@@ -106,7 +106,7 @@ def test_one_epoch_of_the_default_preset_passes_98_percent(one_epoch):
     assert summary["steps"] == 938
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_drawings_are_recognized(one_epoch):
     """A smaller version of the experiment `handwriting`, after one epoch."""
     rng = np.random.default_rng(1)
