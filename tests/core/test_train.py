@@ -120,6 +120,18 @@ def test_the_same_key_gives_the_same_bits(digits, key, config):
     assert digest(jax.random.key(1)) != digest(key)
 
 
+def test_the_steps_take_the_batches_in_the_order_of_the_epoch(digits, key, config):
+    order = batches.epoch_order(key, jnp.int32(0), config)
+    step = jax.jit(train.train_step, static_argnames="config")
+    state, total = create(key, config), 0.0
+    for indices in order[:2]:
+        batch = batches.gather_batch(*to_device(digits.train), indices)
+        state, metrics = step(state, batch, key, config=config)
+        total += float(metrics["loss"]) * config.batch_size
+    two = take_steps(config, digits, key, create(key, config), 2)
+    np.testing.assert_allclose(float(two.epoch_loss), total, rtol=1e-4)
+
+
 def test_dividing_an_epoch_into_parts_changes_no_bit(digits, key):
     config = Config(dataset="digits", validation_fraction=0.8, batch_size=24)
     assert config.steps_per_epoch == 12
