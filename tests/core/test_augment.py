@@ -105,6 +105,7 @@ def test_a_vertical_stroke_leans_up_to_the_limit_in_both_directions(key, changes
     assert limit * 0.85 < degrees.max() < limit * 1.1
     assert -limit * 1.1 < degrees.min() < -limit * 0.85
     assert total.min() > 0.9 * 16 * 2 * 255
+    assert total.max() < 1.1 * 16 * 2 * 255
 
 
 def test_zoom_changes_height_and_width_independently(key):

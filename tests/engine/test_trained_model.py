@@ -10,9 +10,9 @@ import pytest
 
 import mnist_flax
 from mnist_flax import run
-from mnist_flax.core.config import UserError
+from mnist_flax.core.config import Config, UserError
 from mnist_flax.core.inference import loss_and_accuracy, probabilities
-from mnist_flax.engine.trained_model import load_trained
+from mnist_flax.engine.trained_model import TrainedModel, load_trained
 from tests.conftest import SMALL, read_summary
 
 
@@ -34,6 +34,19 @@ def test_a_few_images_get_the_same_logits_as_among_many(small_run, digits):
     logits = trained.logits(images)
     np.testing.assert_allclose(trained.logits(images[:3]), logits[:, :3], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(trained.logits(images), logits)
+
+
+def test_each_seed_can_be_selected():
+    config = Config(dataset="digits", seed=5, num_seeds=3)
+    trained = TrainedModel(config, 7, {"Dense_0": {"bias": np.arange(6.0).reshape((3, 2))}})
+    for index, expected in enumerate(([0, 1], [2, 3], [4, 5])):
+        selected = trained.select_seed(index)
+        assert (selected.seeds, selected.step) == ([5 + index], 7)
+        assert selected.params["Dense_0"]["bias"].tolist() == expected
+    assert trained.first_params()["Dense_0"]["bias"].tolist() == [0, 1]
+    for index in (-1, 3):
+        with pytest.raises(UserError, match=f"from 0 to 2, but is {index}"):
+            trained.select_seed(index)
 
 
 @pytest.mark.nightly
