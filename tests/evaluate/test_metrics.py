@@ -121,6 +121,8 @@ def test_the_temperature_corrects_overconfidence():
     assert calibration["temperature"] == pytest.approx(3, rel=0.05)
     assert calibration["ece"] > 0.1
     assert calibration.get("ece_at_temperature", 1.0) < 0.02
+    other = evaluate(logits[:, :half], labels[:half], (2 * logits[:, half:], labels[half:]))
+    assert other["calibration"]["temperature"] == pytest.approx(2, rel=0.05)  # not of these images
     calibrated = evaluate(logits[:, :half], labels[:half])
     assert calibration.get("loss_at_temperature") == pytest.approx(calibrated["loss"], rel=0.01)
 

@@ -157,6 +157,14 @@ def test_array_types_give_equal_predictions(small_run, digits):
     np.testing.assert_array_equal(predictions, model.logits(digits.test[0])[0].argmax(-1)[:5])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_images_are_rounded_to_the_nearest_level(dtype):
+    levels = np.resize(np.arange(256), (1, 28, 28, 1))
+    below, above = (((levels + x).clip(0, 255) / 255).astype(dtype) for x in (-0.3, 0.3))
+    for images in (below, (levels / 255).astype(dtype), above):
+        np.testing.assert_array_equal(validate_images(images), levels)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -51,6 +51,13 @@ def test_compiled_programs_agree_with_the_functions():
 SEEDS = Config(dataset="digits", num_seeds=3, seed=5)
 
 
+def test_each_seed_has_the_key_of_the_same_seed_alone():
+    placement = sharding.seed_sharding(sharding.device_mesh(3), 3)
+    keys = multi_seed.make_keys(SEEDS, placement)
+    for key, seed in zip(keys, (5, 6, 7), strict=True):
+        assert key == jax.random.key(seed)
+
+
 def train_briefly(dataset, config):
     """The state after 5 steps and 3 more in the next epoch, and its scores."""
     compiled = compile_training(dataset, config)

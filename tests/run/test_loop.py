@@ -304,6 +304,10 @@ def test_the_diverged_seed_is_named(train):
     loss = np.array([1, 1, np.nan], np.float32)
     result = train(config=config, at={4: lambda state: state.replace(epoch_loss=loss)})
     assert str(result.error).startswith("the training loss of seed 9 became nan by step 4")
+    params = {"layer": np.array([1, 1, np.inf], np.float32)}
+    result = train("params", config, {3: lambda state: state.replace(params=params)})
+    message = "the largest number in the state of seed 9 became inf by step 3"
+    assert str(result.error).startswith(message)
 
 
 def test_rows_of_several_seeds_and_validation(train):
