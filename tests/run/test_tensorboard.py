@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from mnist_flax.engine.seed_stats import aggregate
 from mnist_flax.run.tensorboard import TensorBoard
 from tests.conftest import read_metrics, read_summary
+
+accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+hparams = pytest.importorskip("tensorboard.plugins.hparams.metadata")
 
 METRICS: list[Any] = [
     {"step": 12 * epoch, "epoch": epoch, "dataset": "digits", "train_loss": 1 / epoch}
@@ -19,7 +20,9 @@ METRICS: list[Any] = [
 
 
 def read(folder):
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    accumulator = accumulators.EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "images": 0}
+    )
     return accumulator.Reload()
 
 
@@ -60,6 +63,6 @@ def test_the_event_file_of_a_run_holds_metrics_figures_and_hyperparameters(small
     assert event.encoded_image_string.startswith(b"\x89PNG")
     tags = board.summary_metadata
     content = tags["_hparams_/session_start_info"].plugin_data.content
-    start: Any = parse_session_start_info_plugin_data(content)
+    start: Any = hparams.parse_session_start_info_plugin_data(content)
     assert start.hparams["batch_size"].number_value == 128
     assert start.hparams["dataset"].string_value == "digits"
