@@ -38,7 +38,7 @@ def test_a_few_images_get_the_same_logits_as_among_many(small_run, digits):
 
 def test_each_seed_can_be_selected():
     config = Config(dataset="digits", seed=5, num_seeds=3)
-    trained = TrainedModel(config, 7, {"Dense_0": {"bias": np.arange(6.0).reshape((3, 2))}})
+    trained = TrainedModel(config, 7, {"Dense_0": {"bias": jnp.arange(6.0).reshape((3, 2))}})
     for index, expected in enumerate(([0, 1], [2, 3], [4, 5])):
         selected = trained.select_seed(index)
         assert (selected.seeds, selected.step) == ([5 + index], 7)
