@@ -116,8 +116,7 @@ def measure(seeds: int, batch_size: int) -> dict[str, Any]:
 
 def simulate(seeds: int, batch_size: int, devices: int, num_processes: int = 1) -> dict[str, Any]:
     """`measure` on simulated devices in new processes, since their number is fixed at the start."""
-    flags = f"--xla_force_host_platform_device_count={devices // num_processes}"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    count = f"--xla_force_host_platform_device_count={devices // num_processes}"
     command = [sys.executable, "-m", "experiments.multi_device"]
     command += ["--measure", str(seeds), str(batch_size)]
     if num_processes > 1:
@@ -126,7 +125,7 @@ def simulate(seeds: int, batch_size: int, devices: int, num_processes: int = 1) 
         subprocess.Popen(
             command + [str(index)] * (num_processes > 1),
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -84,16 +84,8 @@ def test_a_corrupted_file_is_refused_by_name(manual_dir, tmp_path, file):
 def one_epoch(data_dir, tmp_path_factory):
     """The workdir of the default preset after a single epoch."""
     workdir = tmp_path_factory.mktemp("one_epoch") / "run"
-    arguments = [
-        "--workdir",
-        str(workdir),
-        "--data-dir",
-        str(data_dir),
-        "--epochs",
-        "1",
-        "--no-report",
-    ]
-    assert run.main(arguments) == 0
+    folders = ("--workdir", str(workdir), "--data-dir", str(data_dir))
+    assert run.main([*folders, "--epochs", "1", "--no-report"]) == 0
     return workdir
 
 

@@ -65,13 +65,8 @@ def test_a_longer_run_killed_at_any_epoch_equals_an_uninterrupted_one(longer_run
     assert_same_run(tmp_path, longer_run)
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"),
-    [
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_stops_the_training(small_run, tmp_path, capsys, signum, code):
     arguments = ("--workdir", str(tmp_path), *SMALL, "--no-report")
     process = start(*arguments)
