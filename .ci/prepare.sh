@@ -6,6 +6,8 @@ if [ -d ../shared/mnist ]; then
     MNIST_FLAX_MANUAL_DIR=$(cd ../shared/mnist && pwd)
     export MNIST_FLAX_MANUAL_DIR
 fi
+# Where containers set it, every one of the tests' processes would compile all imports again.
+unset PYTHONDONTWRITEBYTECODE
 # Nothing that an earlier run prepared may help.
 TFDS_DATA_DIR=$(mktemp -d)
 export TFDS_DATA_DIR

@@ -71,7 +71,12 @@ def read_split(folder: Path, split: str) -> Arrays:
     decoders = {"image": tfds.decode.SkipDecoding()}  # TFDS warns if OpenCV is missing
     source = builder.as_data_source(split, decoders=decoders)
     images, labels = [], []
-    for example in tqdm(source, desc=f"reading {split}", disable=not sys.stderr.isatty()):
-        images.append(np.asarray(Image.open(io.BytesIO(example["image"]))))
-        labels.append(example["label"])
+    indices = range(len(source))
+    with tqdm(indices, desc=f"reading {split}", disable=not sys.stderr.isatty()) as progress:
+        for start in indices[::1_000]:
+            batch = indices[start : start + 1_000]
+            for example in source.__getitems__(batch):  # in half the time of one by one
+                images.append(np.asarray(Image.open(io.BytesIO(example["image"]))))
+                labels.append(example["label"])
+            progress.update(len(batch))
     return np.stack(images)[..., np.newaxis], np.array(labels, np.int32)

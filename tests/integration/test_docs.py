@@ -168,13 +168,8 @@ def hunks(diff: str) -> Iterator[tuple[str, str, str]]:
             yield path, old, new
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(number, marks=pytest.mark.nightly if number else pytest.mark.slow)
-        for number in range(len(blocks(CHANGES, "diff")))
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", range(len(blocks(CHANGES, "diff"))))
 def test_diffs_apply_and_run(number, working_folder):
     line, diff = blocks(CHANGES, "diff")[number]
     changed = [x for x in diff.splitlines() if re.match(r"[+-]\s*\S", x) and x[:3] != "---"]

@@ -12,9 +12,8 @@ import mnist_flax
 from tests.conftest import read_summary
 from tests.installed import OFFLINE, PIP, ROOT, command
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is not a git clone")
 def test_the_source_distribution_holds_the_whole_repository(source):
     with tarfile.open(source) as archive:
@@ -22,6 +21,7 @@ def test_the_source_distribution_holds_the_whole_repository(source):
     assert names >= set(command("git", "ls-files", cwd=ROOT).splitlines())
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_only_the_package_and_its_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -44,6 +44,7 @@ def test_the_wheel_holds_only_the_package_and_its_metadata(wheel):
     assert sum(line.startswith("Requires-Dist: jax<") for line in lines) == 1
 
 
+@pytest.mark.nightly  # the matrix of `.ci/run` trains by a wheel built from git
 def test_training_and_evaluation_work_from_the_wheel(clean, tmp_path):
     script = clean / "bin" / "mnist-flax"
     code = "import mnist_flax; print(mnist_flax.__file__)"
@@ -59,6 +60,7 @@ def test_training_and_evaluation_work_from_the_wheel(clean, tmp_path):
     assert output.startswith("digits test, step 23: accuracy ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is not a git clone")
 def test_pip_installs_it_from_git(tmp_path):
     target = tmp_path / "packages"

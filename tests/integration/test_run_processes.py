@@ -66,22 +66,26 @@ def test_a_longer_run_killed_at_any_epoch_equals_an_uninterrupted_one(longer_run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_stops_the_training(small_run, tmp_path, capsys, signum, code):
+def test_a_signal_saves_and_stops_the_training(small_run, tmp_path, capsys):
+    """One run, stopped by SIGTERM and then by Ctrl-C."""
     arguments = ("--workdir", str(tmp_path), *SMALL, "--no-report")
-    process = start(*arguments)
-    wait_for_rows(process, tmp_path, 1)
-    process.send_signal(signum)
-    _, errors = process.communicate()
-    assert process.returncode == code
-    assert f"stopped by {signal.Signals(signum).name}, saved at step" in errors
-    assert "the same command resumes from there" in errors
-    assert "Traceback" not in errors
-    saved = int(errors.split("step ")[1].split(";")[0])
-    assert (tmp_path / "checkpoints" / str(saved)).is_dir()
-    assert not (tmp_path / "summary.json").exists()
+    rows, resuming = 0, ""
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start(*arguments)
+        wait_for_rows(process, tmp_path, rows + 1)
+        process.send_signal(signum)
+        output, errors = process.communicate()
+        assert output.startswith(resuming)
+        assert process.returncode == code
+        assert f"stopped by {signum.name}, saved at step" in errors
+        assert "the same command resumes from there" in errors
+        assert "Traceback" not in errors
+        saved = int(errors.split("step ")[1].split(";")[0])
+        assert (tmp_path / "checkpoints" / str(saved)).is_dir()
+        assert not (tmp_path / "summary.json").exists()
+        rows, resuming = len(read_metrics(tmp_path)), f"resuming from step {saved} of 48"
     assert run.main(arguments) == 0
-    assert capsys.readouterr().out.startswith(f"resuming from step {saved} of 48")
+    assert capsys.readouterr().out.startswith(resuming)
     assert_same_run(tmp_path, small_run)
 
 

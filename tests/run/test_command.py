@@ -152,7 +152,7 @@ def test_stopping_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatc
     assert_same_run(tmp_path, small_run)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
     seldom = ("--eval-every-epochs", "3", "--checkpoint-every-epochs", "2")
     flags = (*seldom, "--max-to-keep", "9", "--no-report")
