@@ -25,7 +25,7 @@ def evaluate_as_json(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_report_that_cannot_be_written_is_an_error(small_run, tmp_path, capsys):
     shutil.copytree(small_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "report")
@@ -116,7 +116,7 @@ def test_mistakes_of_the_user_are_reported_in_one_line(small_run, tmp_path, caps
         assert errors.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_training_code_is_imported(small_run):
     script = (
         "import sys\nfrom mnist_flax import evaluate\n"

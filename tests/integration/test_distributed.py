@@ -140,7 +140,7 @@ def test_a_run_resumes_with_another_number_of_processes(tmp_path, small_run):
     assert abs(accuracies[0] - read_summary(small_run)["test_accuracy"]) < 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_different_configs_are_refused(tmp_path):
     results = wait_for(start_two(tmp_path, *ARGUMENTS, second_only=("--seed", "1")))
     assert [code for code, *_ in results] == [2, 2]
