@@ -80,13 +80,8 @@ def test_pooling_drops_an_odd_last_row_and_column():
         np.testing.assert_array_equal(conv_pool(x, kernel)[0, :, :, 0], [[8, 10], [22, 24]])
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        pytest.param("tf32", marks=pytest.mark.nightly),
-        pytest.param("bfloat16", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_lower_precision_stays_close_and_its_gradients_stay_float32(key, precision):
     params = model.init(key, 22)
     images = jax.random.uniform(key, (8, 22, 22, 1))

@@ -54,7 +54,7 @@ def test_onnx_graph_has_few_operators_and_a_variable_batch_size(small_run):
     assert images.type.tensor_type.shape.dim[0].dim_param == "N"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_keras_tutorial_network_loads_the_exported_weights(
     small_run, tmp_path, digits, monkeypatch
 ):

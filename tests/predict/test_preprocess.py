@@ -160,7 +160,7 @@ def test_errors_name_the_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.mnist
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_mnist_image_is_recognized(manual_dir):
     from mnist_flax.data.tfds_mnist import FILES, read_idx
 

@@ -136,7 +136,7 @@ def test_compiled_programs_are_stored_for_each_kind_of_processor(tmp_path, monke
     assert folder.name == environment.processor_fingerprint()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stopping_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatch, capsys):
     arguments = ["--workdir", str(tmp_path), *SMALL, "--no-report"]
     with monkeypatch.context() as patch:
@@ -163,7 +163,7 @@ def test_evaluating_and_saving_less_often_changes_no_bit(small_run, tmp_path):
     assert read_summary(tmp_path)["params_sha256"] == read_summary(small_run)["params_sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_validation_is_reported_and_chooses_the_best_checkpoint(tmp_path, capsys):
     flags = ("--validation-fraction", "0.2", "--max-to-keep", "1", "--no-report")
     assert run.main(["--workdir", str(tmp_path), *SMALL, *flags]) == 0

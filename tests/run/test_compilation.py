@@ -79,7 +79,7 @@ def assert_same_up_to_rounding(ours, theirs):
         assert np.linalg.norm(kernel - expected) < 0.005 * np.linalg.norm(expected)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_seed_among_others_trains_like_the_same_seed_alone(digits):
     states, scores = train_briefly(digits, SEEDS)
     alone, expected = train_briefly(digits, dataclasses.replace(SEEDS, num_seeds=1, seed=6))

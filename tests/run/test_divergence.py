@@ -5,26 +5,17 @@ import pytest
 from mnist_flax import run
 from tests.conftest import SMALL
 
-NIGHTLY = pytest.mark.nightly
 
-
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        pytest.param(["--learning-rate", "1e30"], "training loss", marks=NIGHTLY),
-        pytest.param(["--learning-rate", "1e3"], "training loss", marks=NIGHTLY),
-        pytest.param(["--learning-rate", "10"], "training loss", marks=NIGHTLY),
-        pytest.param(
-            ["--optimizer", "muon", "--learning-rate", "1e3"], "training loss", marks=NIGHTLY
-        ),
-        pytest.param(
-            ["--schedule", "constant", "--learning-rate", "1e3"], "training loss", marks=NIGHTLY
-        ),
-        pytest.param(
-            ["--learning-rate", "1e3", "--num-seeds", "2"],
-            "training loss of seed 0",
-            marks=pytest.mark.slow,
-        ),
+        (["--learning-rate", "1e30"], "training loss"),
+        (["--learning-rate", "1e3"], "training loss"),
+        (["--learning-rate", "10"], "training loss"),
+        (["--optimizer", "muon", "--learning-rate", "1e3"], "training loss"),
+        (["--schedule", "constant", "--learning-rate", "1e3"], "training loss"),
+        (["--learning-rate", "1e3", "--num-seeds", "2"], "training loss of seed 0"),
     ],
 )
 def test_a_far_too_high_learning_rate_is_detected(tmp_path, capsys, flags, name):
