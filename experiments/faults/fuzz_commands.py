@@ -32,7 +32,8 @@ def any_command_line(folder: Path) -> fuzz.Experiment:
     def check(case: tuple[Any, list[str]]) -> Outcome:
         module, argv = case
         # `predict` reports each unreadable image in a separate line.
-        return fuzz.run(module.main, argv, one_line=module is not predict)
+        # The first evaluation compiles, which takes longer than a refusal may.
+        return fuzz.run(module.main, argv, seconds=60, one_line=module is not predict)
 
     modules: list[Any] = [run, evaluate, compare, predict, export, demo]
     cases = [st.tuples(st.just(x), command_lines(x.Options, folder)) for x in modules]

@@ -24,7 +24,7 @@ from hypothesis.errors import Flaky
 from experiments.faults.fault import Outcome, check_refusal
 from mnist_flax.run import main as train
 
-SECONDS, BYTES = 60, 2e9
+SECONDS, BYTES = 10, 2e9
 # A run that trains in seconds.
 TINY = ("--dataset", "digits", "--epochs", "2", "--batch-size", "512", "--channels", "4")
 
