@@ -1,15 +1,18 @@
-"""Does the network classify handwriting that is not from MNIST?
+"""Does the network classify handwriting that is not from MNIST, and how sure is it of what is none?
 
 python -m experiments.handwriting --workdir runs/exp1
 
 Draws digits as people do: strokes of varied shape, thickness and color, anywhere on paper or
-board, tilted by up to 15 degrees, with grain, shadow, blur and JPEG artifacts. No image of MNIST
-is used for the drawings.
+board, tilted by up to 15 degrees, with grain, shadow, blur and JPEG artifacts; then digits whose
+strokes have gaps, as of a pen that skips; and what is no digit: letters, scribbles, dots, two
+digits, blank paper. No image of MNIST is used for the drawings.
 """
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,12 +20,13 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy.interpolate import CubicSpline
 
 from experiments.common.provenance import make_parser, provenance, store
-from mnist_flax.engine.trained_model import load_trained
+from mnist_flax.core.config import IMAGE_SHAPE, UserError
+from mnist_flax.engine.trained_model import TrainedModel, load_trained
 from mnist_flax.engine.workdir import read_summary
 from mnist_flax.predict.preprocess import to_mnist
 
-# The ways of writing each digit, as strokes, each a curve through points: x to the right, y down,
-# in a box of 100 x 150.
+# The ways of writing each digit, and letters that resemble none, as strokes, each a curve through
+# points: x to the right, y down, in a box of 100 x 150.
 STROKES = """\
 0: 50,0 10,35 5,90 40,150 85,110 90,45 50,0
 0: 60,5 20,20 0,80 30,145 80,130 100,70 55,0
@@ -44,22 +48,42 @@ STROKES = """\
 8: 50,0 17,35 50,68 83,35 50,0; 50,68 7,110 50,150 93,110 50,68
 9: 85,35 50,0 12,35 40,75 85,35; 85,35 82,90 75,150
 9: 85,30 45,2 10,40 45,72 86,30; 86,30 85,100 55,148 15,135
+A: 5,150 28,75 50,0; 50,0 72,75 95,150; 22,95 50,95 78,95
+E: 90,0 50,1 10,2; 10,2 10,75 10,148; 10,75 45,74 80,73; 10,148 50,149 90,148
+H: 10,0 10,75 10,150; 90,0 90,75 90,150; 10,75 50,75 90,75
+K: 15,0 15,75 15,150; 88,0 55,40 18,78; 18,78 55,112 90,150
+M: 5,150 8,75 12,0; 12,0 30,45 50,90; 50,90 70,45 88,0; 88,0 92,75 95,150
+N: 10,150 10,75 10,0; 10,0 50,75 90,150; 90,150 90,75 90,0
+R: 12,150 12,75 12,0; 12,0 70,5 85,35 60,70 14,75; 50,75 70,112 90,150
+W: 2,0 15,75 28,150; 28,150 40,90 50,40; 50,40 60,90 72,150; 72,150 85,75 98,0
+X: 10,0 50,75 90,150; 90,0 50,75 10,150
 """
+LETTERS = "AEHKMNRWX"
+NO_DIGITS = ("letter", "scribble", "two digits", "dot", "blank")
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-def draw(digit: int, rng: np.random.Generator) -> Image.Image:
-    """A simulated photo of a handwritten digit."""
+def draw(character: str | int, rng: np.random.Generator, gaps: int = 0) -> Image.Image:
+    """A simulated photo of a handwritten digit or letter, whose strokes have some gaps."""
+    variants = [line[2:] for line in STROKES.splitlines() if line.startswith(f"{character}:")]
+    return draw_strokes([variants[rng.integers(len(variants))]], rng, gaps)
+
+
+def draw_strokes(characters: Sequence[str], rng: np.random.Generator, gaps: int = 0) -> Image.Image:
+    """A simulated photo of characters side by side, each given by its strokes."""
     width, height = (int(length) for length in rng.integers(160, 900, 2))
-    size = rng.uniform(0.3, 0.8) * min(width, height / 1.5)
+    size = rng.uniform(0.3, 0.8) * min(width / len(characters), height / 1.5)
     pen = size * rng.uniform(0.05, 0.2)
-    mask = _draw_strokes(digit, (width, height), size, pen, rng)
+    cell = (width // len(characters), height)
+    masks = [_draw_character(strokes, cell, size, pen, rng, gaps) for strokes in characters]
+    mask = np.concatenate(masks, axis=1)
     light, dark = rng.uniform(0.75, 1, 3), rng.uniform(0, 0.35, 3)
     if rng.random() < 0.3:
         dark[rng.integers(3)] = rng.uniform(0.4, 0.8)  # a colored pen
     # On paper or, in one of three images, on a board.
     paper, ink = (dark, light) if rng.random() < 1 / 3 else (light, dark)
-    pixels = _light_paper(paper, (height, width), rng)
-    opacity = np.asarray(mask, np.float32)[..., np.newaxis] / 255 * rng.uniform(0.85, 1)
+    pixels = _light_paper(paper, mask.shape, rng)
+    opacity = mask[..., np.newaxis] / np.float32(255) * rng.uniform(0.85, 1)
     pixels = pixels * (1 - opacity) + ink * opacity
     pixels = pixels + rng.normal(0, rng.uniform(0, 0.03), pixels.shape)
     image = Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
@@ -69,12 +93,16 @@ def draw(digit: int, rng: np.random.Generator) -> Image.Image:
     return Image.open(encoded)
 
 
-def _draw_strokes(
-    digit: int, canvas: tuple[int, int], size: float, pen: float, rng: np.random.Generator
-) -> Image.Image:
-    """The strokes, white on black, with the irregularities of a hand."""
-    variants = [line[2:] for line in STROKES.splitlines() if line.startswith(str(digit))]
-    strokes = variants[rng.integers(len(variants))].split(";")
+def _draw_character(
+    strokes: str,
+    canvas: tuple[int, int],
+    size: float,
+    pen: float,
+    rng: np.random.Generator,
+    gaps: int,
+) -> np.ndarray:
+    """The strokes, white on black, with the irregularities of a hand: uint8 [height, width]."""
+    curves = strokes.split(";") if strokes else []
     angle = np.radians(rng.uniform(-15, 15))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     slant = np.array([[1, rng.uniform(-0.2, 0.1)], [0, 1]])
@@ -85,18 +113,42 @@ def _draw_strokes(
     offset = pen - corners.min(axis=1) + rng.uniform(0, 1, 2) * room.clip(0)
     image = Image.new("L", canvas)
     pencil = ImageDraw.Draw(image)
-    for stroke in strokes:
+    interrupted = rng.integers(len(curves), size=gaps) if gaps else np.empty(0, int)
+    for index, stroke in enumerate(curves):
         points = np.array([point.split(",") for point in stroke.split()], float) / 100
         points += rng.normal(0, 0.025, points.shape)
         curve = CubicSpline(np.arange(len(points)), points)(np.linspace(0, len(points) - 1, 300))
         curve = (curve - (0.5, 0.75)) @ transform.T + offset
         pressure = 1 + 0.15 * np.sin(np.linspace(0, rng.uniform(1, 6), 300) + rng.uniform(0, 6))
-        for (x, y), radius in zip(curve, pen / 2 * pressure, strict=True):
+        is_drawn = np.ones(len(curve), bool)
+        along = np.cumsum(np.linalg.norm(np.diff(curve, axis=0, prepend=curve[:1]), axis=1))
+        count = np.count_nonzero(interrupted == index)
+        for place in (np.arange(count) + rng.uniform(0.3, 0.7, count)) / max(count, 1):
+            # Between the ends of the pen's marks: a few percent of the character's height.
+            length = pen + size * rng.uniform(0.05, 0.15)
+            is_drawn &= np.abs(along - along[-1] * place) > length / 2
+        for (x, y), radius in zip(curve[is_drawn], (pen / 2 * pressure)[is_drawn], strict=True):
             pencil.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    return image
+    return np.asarray(image)
 
 
-def _light_paper(paper: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def draw_no_digit(kind: str, rng: np.random.Generator) -> Image.Image:
+    """A simulated photo of something that is no digit, of a kind in `NO_DIGITS`."""
+    digits = [line[2:] for line in STROKES.splitlines() if line[0].isdecimal()]
+    if kind == "letter":
+        return draw(LETTERS[rng.integers(len(LETTERS))], rng)
+    if kind == "two digits":
+        return draw_strokes([digits[i] for i in rng.integers(len(digits), size=2)], rng)
+    if kind == "scribble":
+        points = rng.uniform((0, 0), (100, 150), (12, 2))
+        return draw_strokes([" ".join(f"{x:.0f},{y:.0f}" for x, y in points)], rng)
+    if kind == "dot":
+        x, y = rng.uniform((0, 0), (100, 150))
+        return draw_strokes([f"{x:.0f},{y:.0f} {x:.0f},{y:.0f}"], rng)
+    return draw_strokes([""], rng)  # blank
+
+
+def _light_paper(paper: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Paper under a light that fades to one side, with grain, and in some images with squares."""
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]] / max(shape)
     direction = rng.uniform(0, 2 * np.pi)
@@ -111,20 +163,55 @@ def _light_paper(paper: np.ndarray, shape: tuple[int, int], rng: np.random.Gener
     return paper * light[..., np.newaxis]
 
 
+def classify(
+    trained: TrainedModel, drawings: Sequence[Image.Image]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Digits and probabilities, -1 and 0 where no digit is found, and the network's inputs."""
+    images = np.zeros((len(drawings), *IMAGE_SHAPE), np.uint8)
+    is_found = np.ones(len(drawings), bool)
+    for index, drawing in enumerate(drawings):
+        try:
+            images[index] = to_mnist(drawing)
+        except UserError:
+            is_found[index] = False
+    probabilities = trained.probabilities(images)
+    digits = np.where(is_found, probabilities.argmax(axis=-1), -1)
+    return digits, np.where(is_found, probabilities.max(axis=-1), 0), images
+
+
+def measure_confidence(
+    digits: tuple[np.ndarray, np.ndarray], others: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """For each threshold, the share of each group whose probability is below it.
+
+    `digits` are the probabilities of digits that were read right, and those read wrong.
+    """
+    groups = {"read right": digits[0], "read wrong": digits[1], **others}
+    return [
+        {"threshold": threshold}
+        | {name: float((values < threshold).mean()) for name, values in groups.items()}
+        for threshold in THRESHOLDS
+    ]
+
+
 def main() -> None:
     """Draws, classifies, stores, and plots what was misclassified."""
     parser = make_parser(__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of a trained run")
     parser.add_argument("--per-digit", type=int, default=50, help="drawings of each digit")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="handwriting", help="of the files with the results")
     options = parser.parse_args()
     trained = load_trained(options.workdir)
     summary = read_summary(options.workdir)
-    rng = np.random.default_rng(options.seed)
     labels = np.repeat(np.arange(10), options.per_digit)
-    drawings = [draw(int(label), rng) for label in labels]
-    images = np.stack([to_mnist(drawing) for drawing in drawings])
-    predictions = trained.predict(images)
+
+    def draw_digits(gaps: int) -> list[Image.Image]:
+        rng = np.random.default_rng((options.seed, gaps))
+        return [draw(int(label), rng, gaps) for label in labels]
+
+    drawings = draw_digits(0)
+    predictions, confidence, images = classify(trained, drawings)
     is_correct = predictions == labels
     result = {
         "config": dataclasses.asdict(trained.config),
@@ -132,26 +219,51 @@ def main() -> None:
         "n": len(labels),
         "seed": options.seed,
         "accuracy": float(is_correct.mean()),
-        "accuracy_by_digit": [float(is_correct[labels == digit].mean()) for digit in range(10)],
+        "accuracy_by_digit": _accuracy_by_digit(is_correct, labels),
+        "accuracy_with_gaps": {},
     }
-    path = store("handwriting", provenance() | result, options.output)
+    for gaps in (1, 2, 3, 4):
+        with_gaps = classify(trained, draw_digits(gaps))[0] == labels
+        result["accuracy_with_gaps"][gaps] = float(with_gaps.mean())
+    others = {}
+    for kind in NO_DIGITS:
+        rng = np.random.default_rng((options.seed, 10, NO_DIGITS.index(kind)))
+        shapes = [draw_no_digit(kind, rng) for _ in range(4 * options.per_digit)]
+        others[kind] = classify(trained, shapes)[1]
+    result["refused"] = {kind: float((values == 0).mean()) for kind, values in others.items()}
+    right_and_wrong = confidence[is_correct], confidence[~is_correct]
+    result["below_threshold"] = measure_confidence(right_and_wrong, others)
+    path = store(options.name, provenance() | result, options.output)
+    _plot(drawings, images, labels, predictions).savefig(options.output / f"{options.name}.png")
+    print(f"accuracy {is_correct.mean():.2%} on {len(labels)} drawings; see {path}")
+
+
+def _accuracy_by_digit(is_correct: np.ndarray, labels: np.ndarray) -> list[float]:
+    return [float(is_correct[labels == digit].mean()) for digit in range(10)]
+
+
+def _plot(
+    drawings: Sequence[Image.Image],
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+) -> Figure:
+    """Two drawings of each digit and the mistakes; below each, the input of the network."""
     first_two = [i for digit in range(10) for i in np.flatnonzero(labels == digit)[:2]]
-    shown = [*first_two, *np.flatnonzero(~is_correct)[:12]]
+    shown = [*first_two, *np.flatnonzero(predictions != labels)[:12]]
     rows = -(-len(shown) // 10)
     figure = Figure(figsize=(12, 2.7 * rows), dpi=110, layout="constrained")
     panels = figure.subplots(2 * rows, 10, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    # Each drawing, and below it the input of the network.
     for index, i in enumerate(shown):
         row, column = divmod(index, 10)
         upper, lower = panels[2 * row : 2 * row + 2, column]
         upper.imshow(drawings[i])
-        color = "black" if is_correct[i] else "#D55E00"
+        color = "black" if predictions[i] == labels[i] else "#D55E00"
         upper.set_title(f"{labels[i]}: predicted {predictions[i]}", color=color, fontsize=9)
         lower.imshow(images[i, ..., 0], cmap="gray", vmin=0, vmax=255)
-    figure.savefig(options.output / "handwriting.png")
-    print(f"accuracy {is_correct.mean():.2%} on {len(labels)} drawings; see {path}")
+    return figure
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ def measure(seeds: int, batch_size: int) -> dict[str, Any]:
     training = compile_training(dataset, config)
     state = training.create_state()
     losses, total = [], np.float32(0)
+    program = training.train_program
+    assert isinstance(program, jax.stages.Compiled)
     for step in range(STEPS):
         before = np.float32(0) if step % config.steps_per_epoch == 0 else total
         order = training.epoch_order(step // config.steps_per_epoch)
@@ -108,7 +110,7 @@ def measure(seeds: int, batch_size: int) -> dict[str, Any]:
         "mesh": dict(sharding.device_mesh(seeds).shape),
         "config": dataclasses.asdict(config),
         "gradient_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)) // seeds,
-        "collectives_per_step": collectives(training.train_program.as_text() or ""),
+        "collectives_per_step": collectives(program.as_text() or ""),
         "losses": losses,  # divided by `batch_size` also in the last step of an epoch
         "test_loss": training.evaluate(state)["test_loss"].tolist(),
     }

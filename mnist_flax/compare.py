@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action(argv: Sequence[str]) -> int:
         options = cli.parse_options(Options, cli.program_name("compare"), argv)
-        cli.enable_compilation_cache()
+        cli.initialize_jax()
         result = compare_runs(options.a, options.b, options.data_dir, options.manual_dir)
         print(json.dumps(result, indent=2) if options.json else describe(result))
         return 0

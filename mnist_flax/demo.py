@@ -60,7 +60,7 @@ def _serve(argv: Sequence[str]) -> int:
         raise UserError(f"--port must be from 1 to 65,535, but is {options.port}")
     from mnist_flax.engine.trained_model import load_trained
 
-    cli.enable_compilation_cache()
+    cli.initialize_jax()
     page = build(answerer(load_trained(workdir, options.checkpoint, options.seed_index)))
     try:
         page.launch(

@@ -20,11 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.provenance import ROOT, make_parser, provenance, store
-from experiments.faults import datasets, fuzz_commands, kills, network, storage
+from experiments.faults import (
+    datasets,
+    fuzz_commands,
+    kills,
+    network,
+    power_cuts,
+    settings,
+    storage,
+    system_calls,
+)
 from experiments.faults.fault import Fault
 from mnist_flax.engine.environment import current_environment
 
-MODULES = (kills, storage, datasets, network, fuzz_commands)
+MODULES = (kills, power_cuts, storage, system_calls, settings, datasets, network, fuzz_commands)
 FAULTS: list[Fault] = [fault for module in MODULES for fault in module.FAULTS]
 
 

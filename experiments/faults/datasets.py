@@ -200,7 +200,7 @@ def damaged_prepared(folder: Path, number: int, rng: random.Random) -> Outcome:
 
 
 FAULTS = (
-    Fault("a damaged IDX file", repeated(damaged_originals), 220, 22),
-    Fault("a damaged or foreign array cache", repeated(damaged_cache), 220, 22),
-    Fault("prepared data that is damaged", repeated(damaged_prepared), 350, 35),
+    Fault("a damaged IDX file", repeated(damaged_originals), 22, 22),
+    Fault("a damaged or foreign array cache", repeated(damaged_cache), 22, 22),
+    Fault("prepared data that is damaged", repeated(damaged_prepared), 35, 35),
 )

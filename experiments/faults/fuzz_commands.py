@@ -225,15 +225,15 @@ def resumed_with_damaged_metrics(folder: Path) -> fuzz.Experiment:
 
 # Only fast tries are repeated to reduce a failing case.
 FAULTS = tuple(
-    Fault(name, functools.partial(fuzz.isolated, define, tries >= 100), tries, few)
+    Fault(name, functools.partial(fuzz.isolated, define, tries >= 50), tries, few)
     for name, define, tries, few in (
-        ("any command line", any_command_line, 3_000, 200),
+        ("any command line", any_command_line, 200, 50),
         ("any valid config", random_configs, 12, 1),
-        ("a damaged `config.json`", damaged_config, 500, 30),
-        ("a damaged `summary.json` or `metrics.jsonl`", damaged_results, 600, 30),
+        ("a damaged `config.json`", damaged_config, 50, 10),
+        ("a damaged `summary.json` or `metrics.jsonl`", damaged_results, 50, 10),
         ("resuming with a damaged `metrics.jsonl`", resumed_with_damaged_metrics, 12, 1),
-        ("image bytes for `predict`", fuzz_images.image_bytes, 12_000, 400),
-        ("file names for `predict`", fuzz_images.file_names, 2_000, 100),
+        ("image bytes for `predict`", fuzz_images.image_bytes, 200, 50),
+        ("file names for `predict`", fuzz_images.file_names, 50, 20),
         ("huge pictures for `predict`", fuzz_images.huge_pictures, 11, 2),
     )
 )

@@ -201,17 +201,17 @@ def long_run(folder: Path, tries: int, seed: int) -> Iterator[Outcome]:
 
 
 FAULTS = (
-    Fault("SIGKILL while it starts and compiles", killed_when(lambda *_: True), 20, 1),
-    Fault("SIGKILL while it trains", killed_when(_is_training, 0.3), 30, 1),
-    Fault("SIGKILL while a checkpoint is written", killed_when(_is_saving, 0.05), 20, 1),
+    Fault("SIGKILL while it starts and compiles", killed_when(lambda *_: True), 10, 1),
+    Fault("SIGKILL while it trains", killed_when(_is_training, 0.3), 10, 1),
+    Fault("SIGKILL while a checkpoint is written", killed_when(_is_saving, 0.05), 10, 1),
     Fault(
         "SIGKILL while the report is written",
         killed_when(lambda run, _: _epochs(run) >= EPOCHS),
-        20,
+        10,
         1,
     ),
-    Fault("SIGKILL while MNIST is prepared", repeated(killed_preparing, has_mnist), 10, 0),
-    Fault("SIGTERM or Ctrl-C at any moment", repeated(interrupted), 30, 2),
+    Fault("SIGKILL while MNIST is prepared", repeated(killed_preparing, has_mnist), 5, 0),
+    Fault("SIGTERM or Ctrl-C at any moment", repeated(interrupted), 20, 2),
     Fault("two processes in one workdir", repeated(started_twice), 10, 2),
     Fault("epoch after epoch, in one process", long_run, 500, 30),
 )

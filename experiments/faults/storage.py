@@ -6,21 +6,27 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import jax
 
 from experiments.common.provenance import ROOT
 from experiments.faults import datasets, fault
 from experiments.faults.fault import DIGITS, Attempts, Fault, Outcome, check_refusal, repeated
 from experiments.faults.network import NEVER
+from mnist_flax.core import train
+from mnist_flax.core.config import Config, UserError
+from mnist_flax.engine.checkpoint import CheckpointManager, load_params, tree_sha256
+from mnist_flax.engine.workdir import lock_workdir
 
 ARGUMENTS = (*DIGITS, "--no-report")
 DAMAGES = ("truncate", "empty", "flip", "delete", "foreign")  # the last one: another step's
 
 
-def unfinished_copy(workdir: Path) -> Path:
+def unfinished_copy(workdir: Path, *flags: str) -> Path:
     """A copy of the undisturbed run without its summary, so that it will be resumed."""
-    shutil.copytree(fault.baseline(*ARGUMENTS)[0], workdir)
+    shutil.copytree(fault.baseline(*ARGUMENTS, *flags)[0], workdir)
     (workdir / "summary.json").unlink()
     return workdir
 
@@ -72,7 +78,12 @@ def all_damaged(workdir: Path, number: int, rng: random.Random) -> Outcome:
     return check_refused(workdir)
 
 
-def check_refused(workdir: Path, *prefix: str, folder: Path | None = None) -> Outcome:
+def check_refused(
+    workdir: Path,
+    *prefix: str,
+    folder: Path | None = None,
+    arguments: Sequence[str] = ARGUMENTS,
+) -> Outcome:
     """What is wrong with a refusal to train in a workdir, or what it changed in the folder."""
     folder = folder or workdir
 
@@ -80,7 +91,7 @@ def check_refused(workdir: Path, *prefix: str, folder: Path | None = None) -> Ou
         return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     before = read()
-    code, _, errors = fault.train(workdir, *ARGUMENTS, prefix=prefix)
+    code, _, errors = fault.train(workdir, *arguments, prefix=prefix)
     problem = check_refusal(code, errors)
     if problem is None and read() != before:
         return f"{sorted(read().keys() ^ before.keys()) or 'a file'} was changed"
@@ -187,16 +198,58 @@ def odd_paths(folder: Path) -> Iterator[Outcome]:
         yield errors or fault.compare(workdir, *ARGUMENTS)
 
 
+def odd_characters(folder: Path) -> Iterator[Outcome]:
+    """Each printable ASCII character in a name: refused, or what is saved there can be read."""
+    state = train.create_state(jax.random.key(0), Config())
+    for character in sorted(map(chr, range(32, 127)), key=str.isalnum):
+        workdir = folder / f"a{character}b"
+        try:
+            with lock_workdir(workdir), CheckpointManager(workdir / "checkpoints", 1) as manager:
+                manager.save(1, state)
+            shutil.copytree(workdir, renamed := folder / f"b{character}a")
+            read = [load_params(x / "checkpoints")[1] for x in (workdir, renamed)]
+            digests = {tree_sha256(params) for params in (state.params, *read)}
+            yield None if len(digests) == 1 else f"{character}: another state was read"
+        except UserError as error:
+            is_clean = "rename it" in str(error) and not any(folder.iterdir())
+            yield None if is_clean else f"{character}: {error}"
+        for path in folder.iterdir():
+            shutil.rmtree(path)
+
+
+def damaged_programs(workdir: Path, number: int, rng: random.Random) -> Outcome:
+    """An entry of the cache of compiled programs: compiled again, once."""
+    cache = workdir.with_name("cache")
+    fault.baseline(*ARGUMENTS)
+    if not cache.exists():
+        fault.train(workdir, *ARGUMENTS, prefix=("env", f"JAX_COMPILATION_CACHE_DIR={cache}"))
+    entries = sorted(cache.glob("*-cache"))
+    file, other = rng.sample(entries, 2)
+    kind = DAMAGES[-1 - number % len(DAMAGES)]
+    datasets.damage(file, kind, other, rng)
+    errors = ""
+    for _ in range(2):
+        shutil.rmtree(workdir, ignore_errors=True)
+        prefix = ("env", f"JAX_COMPILATION_CACHE_DIR={cache}")
+        code, _, errors = fault.train(workdir, *ARGUMENTS, prefix=prefix)
+        problem = errors if code else fault.compare(workdir, *ARGUMENTS)
+        if problem:
+            return f"{file.name}, {kind}: {problem[-300:]}"
+    return errors[-300:] or None  # the second run had nothing to tell
+
+
 def first_of(outcomes: Callable[[Path], Iterator[Outcome]]) -> Attempts:
     """The first tries of a fixed list."""
     return lambda folder, tries, _: itertools.islice(outcomes(folder), tries)
 
 
 FAULTS = (
-    Fault("a damaged file in the newest checkpoint", damaged_newest, 100, 5),
+    Fault("a damaged file in the newest checkpoint", damaged_newest, 20, 3),
     Fault("all checkpoints damaged or gone", repeated(all_damaged), 12, 2),
     Fault("a full disk", repeated(full_disk, can_mount), 24, 2),
     Fault("a full disk under the data", repeated(full_while_preparing, can_mount), 24, 2),
     Fault("a workdir that cannot be used", first_of(unusable_workdirs), 10, 4),
     Fault("a workdir with an odd path", first_of(odd_paths), 6, 2),
+    Fault("a character in a path", first_of(odd_characters), 95, 33),
+    Fault("a damaged compiled program", repeated(damaged_programs), 10, 1),
 )

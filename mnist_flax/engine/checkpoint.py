@@ -6,10 +6,13 @@ counts only from then on.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import re
 import shutil
+import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -52,6 +55,8 @@ class CheckpointManager:
         self._orbax = ocp.training.Checkpointer(str(self.folder), cleanup_tmp_directories=True)
         self._worker = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
+        self._first_saved: tuple[int, Any] | None = None  # its step and abstract state
+        self._is_verified = False
 
     @property
     def latest(self) -> int | None:
@@ -77,6 +82,8 @@ class CheckpointManager:
             step, state, force=True, metrics=metrics, custom_metadata=_fingerprint(step, state)
         )
         self._pending = self._worker.submit(self._finalize, step, response)
+        if self._first_saved is None:
+            self._first_saved = step, jax.tree.map(ocp.arrays.to_shape_dtype_struct, state)
 
     def restore(self, abstract_state: State) -> State | None:
         """The latest state, of these shapes, dtypes and placement; None if nothing is saved.
@@ -91,8 +98,10 @@ class CheckpointManager:
             )
         if step is None:
             return None
+        return self._load(step, jax.tree.map(ocp.arrays.to_shape_dtype_struct, abstract_state))
+
+    def _load(self, step: int, expected: State) -> State:
         name = f"checkpoint {step} in {self.folder}"
-        expected = jax.tree.map(ocp.arrays.to_shape_dtype_struct, abstract_state)
         try:
             saved = self._orbax.metadata(step)
             # Orbax would cast to another dtype silently.
@@ -144,12 +153,20 @@ class CheckpointManager:
     def _wait(self) -> None:
         """Returns once no save is pending."""
         pending, self._pending = self._pending, None
+        if pending is None:
+            return
         try:
-            if pending is not None:
-                pending.result()
+            pending.result()
         except ORBAX_ERRORS as error:
             message = f"cannot save to {self.folder}: {_reason(error)}"
             raise UserError(f"{message}; the earlier checkpoints are intact") from error
+        if self._first_saved and not self._is_verified:
+            # Whatever is odd about this disk or path shows before more is trained.
+            self._is_verified = True
+            try:
+                self._load(*self._first_saved)
+            except UserError as error:
+                raise UserError(f"what is saved cannot be read again: {error}") from error
 
 
 @run_on_primary
@@ -191,6 +208,7 @@ def load_params(folder: Path, which: str = "latest") -> tuple[int, model.Params]
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: nothing has been trained there")
+    files.refuse_path(folder)
     _silence_orbax()
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
@@ -247,14 +265,24 @@ def _fingerprint(step: int, state: Any) -> dict[str, Any]:
     return {"step": step, "sha256": tree_sha256(state)}
 
 
+@functools.cache
 def _silence_orbax() -> None:
     """Orbax logs every action, and each failure with hundreds of lines of traceback."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    following = sys.unraisablehook
+
+    def ignore_closed_loop(raised: "sys.UnraisableHookArgs") -> None:
+        # What TensorStore's threads still have to say once a failed save is given up.
+        if str(raised.exc_value) != "Event loop is closed":
+            following(raised)
+
+    sys.unraisablehook = ignore_closed_loop
 
 
 def _reason(error: BaseException) -> str:
     """The system's message if Orbax quotes one, else the beginning of Orbax's own."""
-    quoted = re.search(r"([^:]+) \[os_error_code", str(error))
+    quoted = re.search(r": ([^:\[\]\"]+) \[\w+=", str(error))
     return quoted[1].strip() if quoted else " ".join(str(error).split())[:200]
 
 

@@ -20,8 +20,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from mnist_flax.core.config import ExpectedError, UserError
-from mnist_flax.engine import distributed
-from mnist_flax.engine.environment import processor_fingerprint
+from mnist_flax.engine import compilation_cache, distributed
 
 Options = TypeVar("Options")
 Value = TypeVar("Value")
@@ -86,9 +85,6 @@ def run_command(
         if distributed.is_primary() or not error.raised_everywhere:
             print(f"{error.prefix}{escape_unprintable(str(error))}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
 
 
 def _exit_on_signals(message: str) -> None:
@@ -153,19 +149,25 @@ def peek_option(argv: Sequence[str], name: str) -> str | None:
     return parser.parse_known_args(argv)[0].value
 
 
-def enable_compilation_cache(enabled: bool = True) -> None:
-    """Makes JAX keep compiled programs in JAX_COMPILATION_CACHE_DIR or `~/.cache`."""
+def initialize_jax(cache: bool = True) -> None:
+    """Starts JAX, which keeps compiled programs if `cache`.
+
+    Raises a UserError if JAX has no device. Several processes must have joined before.
+    """
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", enabled)
-    if not enabled:
-        return
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        # JAX's key ignores the processor, but machines may share a home folder.
-        folder = cache / "mnist_flax" / processor_fingerprint()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_enable_compilation_cache", cache)
+    if cache:
+        compilation_cache.enable()
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX has no device here for JAX_PLATFORMS={platforms!r}; unset it to use what there is"
+        ) from error
+    if jax.config.values["jax_disable_jit"]:
+        print_status("note: JAX_DISABLE_JIT is set, so nothing is compiled, which is slow")
 
 
 def _expand_paths(options: Any) -> Any:

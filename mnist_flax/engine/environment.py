@@ -1,9 +1,11 @@
 """What the bits of a result depend on besides the config, and deterministic kernels on GPU."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 from mnist_flax.core.config import UserError
@@ -26,6 +28,8 @@ def current_environment() -> Environment:
     import jax
 
     affinity = getattr(os, "sched_getaffinity", None)
+    cores = (len(affinity(0)) if affinity else os.cpu_count()) or 1
+    chosen = os.environ.get("NPROC", "")  # XLA divides a sum among this many threads, else cores
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -33,10 +37,24 @@ def current_environment() -> Environment:
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
-        # XLA divides a sum among the cores.
-        "cores": (len(affinity(0)) if affinity else os.cpu_count()) or 1,
+        "cores": int(chosen) if chosen.isdecimal() else cores,
         "processor": processor_fingerprint(),
+        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
+        "jit": not jax.config.values["jax_disable_jit"],
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+@contextlib.contextmanager
+def pinned_settings() -> Iterator[None]:
+    """Has programs traced with the types and random numbers that a run means, in this thread.
+
+    JAX_ENABLE_X64 and JAX_THREEFRY_PARTITIONABLE would change them.
+    """
+    import jax
+
+    with jax.enable_x64(False), jax.threefry_partitionable(True):
+        yield
 
 
 def diff_environments(old: Environment, new: Environment) -> list[str]:

@@ -68,6 +68,20 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def refuse_path(path: Path) -> None:
+    """Raises a UserError for a path that Orbax and TensorStore take for another one.
+
+    They take brackets for a pattern, a backslash for a separator and `:/` for an address, and
+    know only UTF-8.
+    """
+    text = str(path.absolute())
+    odd = "".join(char for char in "[]\\" if char in text) + ":" * (":/" in f"{text}/")
+    if not odd and text == text.encode(errors="replace").decode():
+        return
+    reason = f"with {' '.join(odd)} in it" if odd else "that is not UTF-8"
+    raise UserError(f"checkpoints cannot be kept at a path {reason}, as in {text}; rename it")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which replaces `path` unless the block raises."""
@@ -106,7 +120,7 @@ def write_checksums(folder: Path) -> None:
     """Adds the checksums of its files to a complete folder; all is on disk when this returns."""
     for path in (*folder.rglob("*"), folder):
         fsync(path)
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in sorted(_list_files(folder))]
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in sorted(_list_files(folder))]
     write_text(folder / CHECKSUMS, "".join(lines))
     fsync(folder.parent)
 
@@ -124,16 +138,17 @@ def find_corruption(folder: Path) -> str | None:
     for name in sorted(present | expected.keys()):
         if name not in present:
             return f"{name} is missing"
-        if _sha256(folder / name) != expected.get(name):
+        if file_sha256(folder / name) != expected.get(name):
             return f"{name} is not as it was written"
     return None
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _list_files(folder: Path) -> set[str]:
     paths = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix() for path in paths}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

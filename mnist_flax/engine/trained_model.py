@@ -5,14 +5,15 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jax import stages
 
 from mnist_flax.core import inference, model, sharding
 from mnist_flax.core.config import IMAGE_SHAPE, Config, UserError
 from mnist_flax.engine import checkpoint, multi_seed, workdir
+from mnist_flax.engine.environment import pinned_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +91,10 @@ class TrainedModel:
         predict = multi_seed.map_over_seeds(function, 1, self.config, mesh)
 
         @functools.cache
-        def compile_for(shape: tuple[int, ...]) -> stages.Compiled:
+        @pinned_settings()
+        def compile_for(shape: tuple[int, ...]) -> Callable[..., Any]:
             images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=replicated)
-            return multi_seed.compile_lowered(predict.lower(params, images), self.config)
+            return multi_seed.make_compiler(self.config)(predict, predict.lower(params, images))
 
         return lambda images: compile_for(images.shape)(params, jax.device_put(images, replicated))
 

@@ -5,6 +5,7 @@ Of several processes only the primary one touches it, by the decorated functions
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -103,7 +104,7 @@ def lock_workdir(folder: Path) -> Iterator[None]:
     The system releases the lock of a process that dies. A folder that stayed empty is removed.
     Raises a UserError if another process holds the lock, or the folder cannot be used.
     """
-    lock = FileLock(folder / LOCK, blocking=False)
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
     _acquire(folder, lock)
     try:
         yield
@@ -112,12 +113,14 @@ def lock_workdir(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink()
                 folder.rmdir()
-            lock.release()
+            with contextlib.suppress(OSError):  # the system releases it when this process ends
+                lock.release()
 
 
 @run_on_primary
 def _acquire(folder: Path, lock: FileLock) -> None:
     try:
+        files.refuse_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
         lock.acquire()
@@ -128,7 +131,8 @@ def _acquire(folder: Path, lock: FileLock) -> None:
             holder = (folder / LOCK).read_text() or holder
         raise UserError(f"{folder} is in use by {holder}; wait for it, or stop it") from error
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        reason = "its file system has no locks" if error.errno == errno.ENOSYS else error.strerror
+        raise UserError(f"cannot write to {folder}: {reason}") from error
 
 
 def refuse_links(folder: Path) -> None:

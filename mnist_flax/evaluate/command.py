@@ -60,7 +60,7 @@ def evaluate_run(options: Options) -> "Evaluation":
     from mnist_flax.engine.trained_model import load_trained
     from mnist_flax.evaluate.metrics import evaluate_logits
 
-    cli.enable_compilation_cache()
+    cli.initialize_jax()
     run = load_trained(folder, options.checkpoint)
     if not options.no_report:
         workdir.refuse_links(folder)

@@ -58,7 +58,7 @@ def _export(argv: Sequence[str]) -> int:
     from mnist_flax.engine.trained_model import load_trained
     from mnist_flax.export.formats import FORMATS
 
-    cli.enable_compilation_cache()
+    cli.initialize_jax()
     trained = load_trained(workdir, options.checkpoint, options.seed_index)
     name, folders = trained.config.dataset, (options.data_dir, options.manual_dir)
     try:

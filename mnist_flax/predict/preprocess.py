@@ -32,6 +32,11 @@ INK_SIDE, BACKGROUND_SIDE = 400, 32
 MIN_CONTRAST, MIN_SIGNAL_TO_NOISE = 0.06, 5.0
 # The least width of a stroke in pixels of the 20x20 box; thinner ones would fade.
 MIN_STROKE = 2.2
+# A piece belongs to the digit if it is no farther from it than this share of its longest side.
+REACH = 0.25
+# A digit is at least this share of the image's longest side long; and unless it is narrow, at most
+# this share of its box is ink. Dots and blots are not (see `experiments/handwriting.py`).
+MIN_LENGTH, MAX_FILL = 0.05, 0.7
 
 
 def read_image(path: Path) -> Image.Image:
@@ -148,30 +153,50 @@ def _segment_ink(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if signal < max(MIN_CONTRAST, MIN_SIGNAL_TO_NOISE * noise.std()):
         raise UserError("no digit found: nothing stands out from the background")
     mask = _select_digit(mask)
+    _refuse_dots(mask)
     signal = np.median(contrast[mask]) - noise.mean()
     ink = ((contrast - noise.mean()) / signal).clip(0, 1)
     return np.where(ndimage.binary_dilation(mask, iterations=2), ink, 0), mask
 
 
 def _select_digit(mask: np.ndarray) -> np.ndarray:
-    """The mask of the largest region and those close to it, without specks.
+    """The mask of the largest region and all that are close to it or to each other, without specks.
 
-    Regions that touch the border count only where there is hardly anything else.
+    Regions that lie along the border, as the edge of a page does, count only where there is hardly
+    anything else.
     """
     labels = np.empty(mask.shape, np.int32)
     ndimage.label(mask, structure=np.ones((3, 3)), output=labels)
     boxes = [(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labels)]
     top, left, bottom, right = np.array(boxes).T
     areas = np.bincount(labels[mask])[1:]
-    is_inside = (top > 0) & (left > 0) & (bottom < mask.shape[0]) & (right < mask.shape[1])
-    inside_areas = np.where(is_inside, areas, 0)
-    main = (inside_areas if inside_areas.max() >= 0.05 * areas.max() else areas).argmax()
-    reach = 0.25 * max(bottom[main] - top[main], right[main] - left[main])
-    is_near = (top < bottom[main] + reach) & (bottom > top[main] - reach)
-    is_near &= (left < right[main] + reach) & (right > left[main] - reach)
-    is_kept = is_inside & is_near & (areas >= 0.03 * areas[main])
-    is_kept[main] = True
+    borders = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    at_border = np.max([np.bincount(x, minlength=len(boxes) + 1)[1:] for x in borders], axis=0)
+    is_stroke = at_border < 0.25 * np.maximum(bottom - top, right - left)
+    stroke_areas = np.where(is_stroke, areas, 0)
+    main = (stroke_areas if stroke_areas.max() >= 0.05 * areas.max() else areas).argmax()
+    is_piece = stroke_areas >= 0.03 * areas[main]
+    is_kept = np.arange(len(areas)) == main
+    for _ in areas:  # the box around what is kept grows until nothing more is near
+        y0, x0 = top[is_kept].min(), left[is_kept].min()
+        y1, x1 = bottom[is_kept].max(), right[is_kept].max()
+        reach = REACH * max(y1 - y0, x1 - x0)
+        is_near = (top < y1 + reach) & (bottom > y0 - reach)
+        is_near &= (left < x1 + reach) & (right > x0 - reach)
+        if not (is_near & is_piece & ~is_kept).any():
+            break
+        is_kept |= is_near & is_piece
     return np.append(False, is_kept)[labels]
+
+
+def _refuse_dots(mask: np.ndarray) -> None:
+    """Raises a UserError if the mask is too small for a digit, or as full as a dot."""
+    height, width = (np.ptp(rows_or_columns) + 1 for rows_or_columns in mask.nonzero())
+    if max(height, width) < MIN_LENGTH * max(mask.shape):
+        raise UserError("no digit found: only a speck stands out from the background")
+    is_narrow = min(height, width) < 0.6 * max(height, width)
+    if not is_narrow and mask.sum() > MAX_FILL * height * width:
+        raise UserError("no digit found: only a dot stands out from the background")
 
 
 def _thicken_strokes(ink: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Imports nothing heavy before it is needed.
 """
 
 import dataclasses
+import signal
 import sys
 import time
 import traceback
@@ -55,7 +56,11 @@ class Options(DataOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command; returns its exit code.
+
+    Called with arguments, it passes a signal on once the training is saved: Ctrl-C raises
+    KeyboardInterrupt.
+    """
     interrupted = "interrupted; the same command resumes from the last checkpoint"
     try:
         code = cli.run_command(lambda argv: _run(parse(argv)), argv, interrupted)
@@ -69,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 1
     if code:
         distributed.exit_now(code)
+    if argv is not None and code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        signal.raise_signal(code - 128)  # the process is the caller's, who must hear of it too
     return code
 
 
@@ -97,7 +104,7 @@ def _run(options: Options) -> int:
     start = time.perf_counter()
     from mnist_flax.run import experiment
 
-    cli.enable_compilation_cache(not options.no_compilation_cache)
+    cli.initialize_jax(not options.no_compilation_cache)
     summary = experiment.run_experiment(
         config,
         folder,

@@ -5,8 +5,10 @@ With several seeds, one program computes all of them.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from mnist_flax.core.config import Config, UserError
 from mnist_flax.core.train import TrainState
 from mnist_flax.data.dataset import Dataset
 from mnist_flax.engine import distributed, multi_seed
+from mnist_flax.engine.environment import pinned_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +33,8 @@ class CompiledTraining:
     config: Config
     abstract_state: TrainState
     """Shapes, dtypes and placement of the state."""
-    train_program: stages.Compiled
-    programs: dict[str, Future[stages.Compiled]]
+    train_program: Callable[..., Any]
+    programs: dict[str, Future[Callable[..., Any]]]
     """`create_state`, `epoch_order`, and a prediction for each held-out split."""
     key: Array
     train_data: tuple[Array, Array]
@@ -68,6 +71,7 @@ class CompiledTraining:
         }
 
 
+@pinned_settings()
 def compile_training(dataset: Dataset, config: Config) -> CompiledTraining:
     """Puts the data on the devices and compiles what training needs.
 
@@ -95,20 +99,25 @@ def compile_training(dataset: Dataset, config: Config) -> CompiledTraining:
 
     # One program at a time, because the compiler uses all cores; others are traced meanwhile.
     compiler = ThreadPoolExecutor(max_workers=1)
-    compile_lowered = functools.partial(multi_seed.compile_lowered, config=config)
+    compile_lowered = multi_seed.make_compiler(config)
     lowered_state = create.lower(key)
-    programs = {"create_state": compiler.submit(compile_lowered, lowered_state)}
+    programs = {"create_state": compiler.submit(compile_lowered, create, lowered_state)}
     lowered_order = order.lower(key, np.int32(0))
-    programs["epoch_order"] = compiler.submit(compile_lowered, lowered_order)
+    programs["epoch_order"] = compiler.submit(compile_lowered, order, lowered_order)
     abstract_state, abstract_order = lowered_state.out_info, lowered_order.out_info
     lowered_steps = steps.lower(abstract_state, abstract_order, key, images, labels, np.int32(0))
-    compilation = compiler.submit(compile_lowered, lowered_steps)
+    compilation = compiler.submit(compile_lowered, steps, lowered_steps)
+
+    @pinned_settings()
+    def compile_prediction(images: Array) -> Callable[..., Any]:
+        return compile_lowered(predict, predict.lower(abstract_state.params, images))
+
     # Training does not wait for these, which are traced and compiled beside its first steps.
     for split, (x, _) in held_out.items():
-        lower = functools.partial(predict.lower, abstract_state.params, x)
-        programs[split] = compiler.submit(lambda lower: compile_lowered(lower()), lower)
+        programs[split] = compiler.submit(compile_prediction, x)
     train_program, data = compilation.result(), (images, labels)
-    _require_memory(train_program, config)
+    if isinstance(train_program, stages.Compiled):
+        _require_memory(train_program, config)
     return CompiledTraining(config, abstract_state, train_program, programs, key, data, held_out)
 
 

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -49,6 +52,24 @@ def test_the_best_and_the_latest_checkpoints_are_kept(tmp_path, state):
         for step, accuracy in enumerate([0.5, 0.9, 0.8, 0.7]):
             checkpoints.save(step, state, metrics_row(accuracy))
     assert kept_steps(tmp_path) == [1, 3]
+
+
+def test_the_first_checkpoint_is_read_back(tmp_path, state, monkeypatch):
+    """Whatever went wrong before its files were summed is noticed at once."""
+    write_checksums = files.write_checksums
+
+    def damage(folder):
+        path = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        write_checksums(folder)
+
+    monkeypatch.setattr(files, "write_checksums", damage)
+    checkpoints = CheckpointManager(tmp_path, max_to_keep=1)
+    checkpoints.save(1, state)
+    with pytest.raises(UserError, match="what is saved cannot be read again: checkpoint 1"):
+        checkpoints.close()
 
 
 def test_the_best_of_several_seeds_is_the_best_mean(tmp_path, state):
@@ -211,7 +232,7 @@ def test_an_unreadable_checkpoint_is_reported(tmp_path, state, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(files, "_sha256", refuse)
+    monkeypatch.setattr(files, "file_sha256", refuse)
     with pytest.raises(UserError, match=r"the latest checkpoint in .* cannot be read \(.*denied"):
         checkpoint.load_params(tmp_path)
 
@@ -289,3 +310,38 @@ def test_the_hash_of_a_tree_depends_on_every_bit_name_shape_and_dtype(state):
     hashes = set(map(checkpoint.tree_sha256, trees))
     assert len(hashes) == 5
     assert checkpoint.tree_sha256(dict(reversed(state.items()))) in hashes
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            'UNAVAILABLE: Error writing "a/d" in "/tmp/w/": Failed to write: "/tmp/w/d": '
+            "Input/output error [os_error_code='5'] [source locations='file.cc:1']",
+            "Input/output error",
+        ),
+        (
+            'RESOURCE_EXHAUSTED: Error opening "zarr3": Failed to open: "/tmp/w/manifest": '
+            "Too many open files [tensorstore_spec='{\"a\":[0]}}'] [os_error_code='24']",
+            "Too many open files",
+        ),
+        ("[Errno 28] No space left on device", "[Errno 28] No space left on device"),
+    ],
+)
+def test_of_an_error_of_orbax_the_system_message_is_told(text, reason):
+    assert checkpoint._reason(ValueError(text)) == reason
+
+
+def test_a_failed_save_leaves_no_noise(tmp_path, monkeypatch):
+    """Threads of TensorStore that find the event loop closed, and coroutines that never ran."""
+    heard: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    checkpoint._silence_orbax.cache_clear()
+    with warnings.catch_warnings():
+        CheckpointManager(tmp_path, max_to_keep=1).close()
+        warnings.warn("coroutine 'cancellable' was never awaited", RuntimeWarning, stacklevel=1)
+    other: Any = SimpleNamespace(exc_value=RuntimeError("something else"))
+    closed: Any = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
+    for raised in (closed, other):
+        sys.unraisablehook(raised)
+    assert heard == [other]

@@ -26,13 +26,13 @@ def test_on_cpu_the_flag_changes_no_bit(small_run, tmp_path):
 
 
 def test_the_flag_decides_the_compiler_options(monkeypatch, config):
-    lowered = jax.jit(lambda x: x + 1).lower(jnp.float32(1))
+    function = jax.jit(lambda x: x + 1)
+    lowered = function.lower(jnp.float32(1))
     calls = []
     monkeypatch.setattr(type(lowered), "compile", lambda _, options: calls.append(options))
     for deterministic in (True, False):
-        multi_seed.compile_lowered(
-            lowered, dataclasses.replace(config, deterministic=deterministic)
-        )
+        changed = dataclasses.replace(config, deterministic=deterministic)
+        multi_seed.make_compiler(changed)(function, lowered)
     assert [options.get("xla_gpu_deterministic_ops", False) for options in calls] == [True, False]
 
 
@@ -64,6 +64,18 @@ def test_only_changes_that_may_change_bits_are_reported():
     assert environment.diff_environments({}, current)
     on_gpu = current | {"backend": "gpu"}
     assert environment.diff_environments(on_gpu | {"cores": 0, "processor": ""}, on_gpu) == []
+
+
+def test_settings_that_change_bits_are_part_of_the_environment(monkeypatch):
+    before = environment.current_environment()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    monkeypatch.setenv("NPROC", "7")
+    with jax.default_matmul_precision("float32"), jax.disable_jit():
+        changes = environment.diff_environments(before, environment.current_environment())
+    names = [change.split(" was ")[0] for change in changes]
+    assert names == ["cores", "matmul_precision", "jit", "XLA_FLAGS"]
+    assert "cores was" in changes[0]
+    assert "now 7" in changes[0]
 
 
 def test_the_flag_is_part_of_the_config():

@@ -1,6 +1,9 @@
 """The files of a run, also when they are damaged, and its lock."""
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import re
@@ -81,6 +84,31 @@ def test_the_lock_of_a_dead_process_is_released(tmp_path):
     with workdir.lock_workdir(folder):
         assert str(os.getpid()) in (folder / workdir.LOCK).read_text()
     assert not folder.exists()  # because nothing was written to it
+
+
+@pytest.mark.parametrize(
+    ("number", "operation", "message"),
+    [
+        (errno.EIO, fcntl.LOCK_EX, "cannot write to .*: Input/output error"),
+        (errno.ENOSYS, fcntl.LOCK_EX, "its file system has no locks"),
+        (errno.EIO, fcntl.LOCK_UN, None),
+        (errno.ENOSYS, fcntl.LOCK_UN, None),
+    ],
+)
+def test_a_lock_that_fails_is_reported_and_its_release_may_fail(
+    tmp_path, monkeypatch, number, operation, message
+):
+    flock = fcntl.flock
+
+    def fail(descriptor, requested):
+        if requested & operation:
+            raise OSError(number, os.strerror(number))
+        flock(descriptor, requested)
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    refused = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
+    with refused, workdir.lock_workdir(tmp_path / "run"):
+        (tmp_path / "run" / "file").write_text("")
 
 
 def test_a_link_in_a_workdir_is_refused(tmp_path):

@@ -99,9 +99,10 @@ def test_one_epoch_of_the_default_preset_passes_98_percent(one_epoch):
 
 
 @pytest.mark.nightly
-def test_drawings_are_recognized(one_epoch):
+@pytest.mark.parametrize("gaps", [0, 3])
+def test_drawings_are_recognized(one_epoch, gaps):
     """A smaller version of the experiment `handwriting`, after one epoch."""
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(10), 10)
-    images = np.stack([to_mnist(handwriting.draw(int(label), rng)) for label in labels])
+    images = np.stack([to_mnist(handwriting.draw(int(label), rng, gaps)) for label in labels])
     assert (load(one_epoch).predict(images) == labels).mean() >= 0.95

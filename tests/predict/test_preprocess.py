@@ -95,6 +95,51 @@ def test_thin_strokes_stay_visible():
     assert thin.astype(float).sum() > 0.5 * PLAIN.astype(float).sum()
 
 
+def pieces(*boxes):
+    """An image of rectangles in ink, each (left, top, right, bottom)."""
+    image = Image.new("L", (400, 300), 255)
+    for box in boxes:
+        ImageDraw.Draw(image).rectangle(box, fill=0)
+    return image
+
+
+def test_strokes_that_do_not_touch_are_kept_and_neighbors_are_not():
+    """Also a stroke that is near to another one, but not to the longest."""
+    stem, first, second = (100, 50, 115, 150), (130, 50, 160, 65), (180, 50, 210, 65)
+    digit = to_mnist(pieces(stem, first, second))
+    assert (digit[..., 0] > 0).any(axis=0).sum() >= 18  # columns: all of its width
+    alone = to_mnist(pieces(stem, first))
+    neighbor, speck = (250, 50, 265, 150), (135, 100, 137, 102)
+    np.testing.assert_array_equal(to_mnist(pieces(stem, first, neighbor, speck)), alone)
+
+
+def test_a_stroke_may_touch_the_border_but_the_edge_of_a_page_is_no_stroke():
+    stem, stroke, edge = (100, 50, 115, 150), (130, 50, 200, 60), (185, 80, 200, 180)
+    left = (0, 0, 190, 300)  # cuts the stroke and the edge
+    alone = to_mnist(pieces(stem).crop(left))
+    np.testing.assert_array_equal(to_mnist(pieces(stem, edge).crop(left)), alone)
+    digit = to_mnist(pieces(stem, stroke).crop(left))
+    assert (digit > 0).any(axis=0).sum() > 2 * (alone > 0).any(axis=0).sum()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((200, 150, 214, 164), "only a speck"), ((200, 150, 240, 190), "only a dot")],
+)
+def test_a_dot_is_no_digit(shape, message):
+    image = Image.new("L", (400, 300), 255)
+    ImageDraw.Draw(image).ellipse(shape, fill=0)
+    with pytest.raises(UserError, match=message):
+        to_mnist(image)
+
+
+def test_a_thick_zero_and_a_thick_one_are_no_dots():
+    image = Image.new("L", (400, 300), 255)
+    ImageDraw.Draw(image).ellipse((200, 100, 260, 190), width=20, outline=0)
+    assert to_mnist(image).any()
+    assert to_mnist(pieces((200, 100, 240, 190))).any()
+
+
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_blank_page_is_rejected(value):
     with pytest.raises(UserError, match="blank"):

@@ -8,8 +8,9 @@ import pytest
 
 from mnist_flax import run
 from mnist_flax.core.config import PRESETS
-from mnist_flax.engine import cli, distributed, environment
+from mnist_flax.engine import distributed
 from mnist_flax.run import command, loop
+from mnist_flax.run.signals import TrainingInterrupted
 from tests.conftest import SMALL, read_metrics, read_summary, without_timing
 
 
@@ -125,27 +126,29 @@ def test_two_runs_are_bit_identical_and_another_seed_is_not(small_run, tmp_path,
     assert read_summary(tmp_path / "other")[name] != read_summary(small_run)[name]
 
 
-def test_compiled_programs_are_stored_for_each_kind_of_processor(tmp_path, monkeypatch):
-    settings = {}
-    monkeypatch.setattr("jax.config.update", settings.__setitem__)
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cli.enable_compilation_cache()
-    folder = Path(settings["jax_compilation_cache_dir"])
-    assert folder.parent == tmp_path / "mnist_flax"
-    assert folder.name == environment.processor_fingerprint()
+def test_ctrl_c_reaches_the_caller_once_the_training_is_saved(monkeypatch, capsys):
+    """So that it also stops pytest, or whatever else calls the function."""
+
+    def stop(_):
+        raise TrainingInterrupted(signal.SIGINT, 5)
+
+    monkeypatch.setattr(command, "_run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(["--workdir", "w"])
+    assert capsys.readouterr().err.startswith("stopped by SIGINT, saved at step 5;")
 
 
 @pytest.mark.nightly
 def test_stopping_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatch, capsys):
     arguments = ["--workdir", str(tmp_path), *SMALL, "--no-report"]
     with monkeypatch.context() as patch:
-        signals = iter((0, 0, 0, 0, signal.SIGTERM))
+        signals = iter((0, 0, 0, 0, signal.SIGINT))
         patch.setattr(loop, "CHUNK_SECONDS", 0.0)  # one step at a time
         patch.setattr(loop, "first_signal", lambda _: next(signals))
-        assert run.main(arguments) == 128 + signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):  # the caller hears of it too
+            run.main(arguments)
     assert capsys.readouterr().err == (
-        "stopped by SIGTERM, saved at step 5; the same command resumes from there\n"
+        "stopped by SIGINT, saved at step 5; the same command resumes from there\n"
     )
     assert run.main(arguments) == 0
     assert "resuming from step 5 of 48" in capsys.readouterr().out
@@ -191,6 +194,8 @@ def test_validation_is_reported_and_chooses_the_best_checkpoint(tmp_path, capsys
         (["--workdir", "W", "--learning-rate", "nan"], "--learning-rate must be above 0"),
         (["--workdir", "W", "--manual-dir", "nowhere", "--dataset", "mnist"], "is not a folder"),
         (["--workdir", "README"], "README"),
+        (["--workdir", "lr=[0.1]"], "lr=[0.1]; rename it"),
+        (["--workdir", r"back\slash"], r"with \ in it"),
         (["--workdir", "W", "--process-id", "0"], "--num-processes and --process-id go together"),
         (["surprise"], "surprise"),
     ],

@@ -11,6 +11,7 @@ from mnist_flax.core import batches, inference, sharding, train
 from mnist_flax.core.config import Config, UserError
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine import multi_seed
+from mnist_flax.engine.checkpoint import tree_sha256
 from mnist_flax.run import compilation
 from mnist_flax.run.compilation import compile_training
 from tests.conftest import to_device
@@ -90,6 +91,32 @@ def test_a_seed_among_others_trains_like_the_same_seed_alone(digits):
         losses = scores["test_loss"][index], expected["test_loss"][0]
         np.testing.assert_allclose(*losses, rtol=1e-3)
     assert len(set(scores["test_loss"])) == 3
+
+
+def test_settings_of_jax_do_not_change_what_is_computed(digits, config):
+    def digest():
+        compiled = compile_training(digits, config)
+        state = compiled.train_steps(compiled.create_state(), compiled.epoch_order(1), 2)
+        return tree_sha256((state, compiled.predict(state)))
+
+    expected = digest()
+    jax.config.update("jax_random_seed_offset", 1)
+    try:
+        with jax.enable_x64(True), jax.threefry_partitionable(False), jax.default_prng_impl("rbg"):
+            assert digest() == expected
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+
+
+def test_without_jit_the_functions_themselves_are_called(digits):
+    config = Config(dataset="digits", batch_size=8)
+    with jax.disable_jit():
+        compiled = compile_training(digits, config)
+        state = compiled.train_steps(compiled.create_state(), compiled.epoch_order(0), 1)
+    assert int(state.step) == 1
+    jitted = compile_training(digits, config)
+    expected = jitted.train_steps(jitted.create_state(), jitted.epoch_order(0), 1)
+    np.testing.assert_allclose(state.epoch_loss, expected.epoch_loss, rtol=1e-5)
 
 
 @pytest.mark.nightly
