@@ -126,6 +126,15 @@ def test_two_runs_are_bit_identical_and_another_seed_is_not(small_run, tmp_path,
     assert read_summary(tmp_path / "other")[name] != read_summary(small_run)[name]
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a process started in the background may ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_reaches_the_caller_once_the_training_is_saved(monkeypatch, capsys):
     """So that it also stops pytest, or whatever else calls the function."""
 
@@ -139,6 +148,7 @@ def test_ctrl_c_reaches_the_caller_once_the_training_is_saved(monkeypatch, capsy
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("ctrl_c")
 def test_stopping_within_an_epoch_changes_no_bit(small_run, tmp_path, monkeypatch, capsys):
     arguments = ["--workdir", str(tmp_path), *SMALL, "--no-report"]
     with monkeypatch.context() as patch:

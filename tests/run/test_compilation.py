@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 from mnist_flax.core import batches, inference, sharding, train
 from mnist_flax.core.config import Config, UserError
@@ -108,15 +109,35 @@ def test_settings_of_jax_do_not_change_what_is_computed(digits, config):
         jax.config.update("jax_random_seed_offset", 0)
 
 
-def test_without_jit_the_functions_themselves_are_called(digits):
-    config = Config(dataset="digits", batch_size=8)
+def test_without_jit_the_functions_themselves_are_called(digits, monkeypatch):
+    """On arrays, so that one can print or debug them."""
+    batch_sums = []
+
+    def train_step(state, batch, *_):
+        if not isinstance(batch["labels"], Tracer):  # as while shapes are determined
+            batch_sums.append(int(batch["labels"].sum()))
+        return dataclasses.replace(state, step=state.step + 1), {}
+
+    monkeypatch.setattr(train, "train_step", train_step)
     with jax.disable_jit():
-        compiled = compile_training(digits, config)
-        state = compiled.train_steps(compiled.create_state(), compiled.epoch_order(0), 1)
-    assert int(state.step) == 1
-    jitted = compile_training(digits, config)
-    expected = jitted.train_steps(jitted.create_state(), jitted.epoch_order(0), 1)
-    np.testing.assert_allclose(state.epoch_loss, expected.epoch_loss, rtol=1e-5)
+        compiled = compile_training(digits, Config(dataset="digits", batch_size=8))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), compiled.abstract_state)
+        order = jnp.arange(180 * 8).reshape(180, 8) % len(digits.train[1])
+        state = compiled.train_steps(zeros, order, 2)
+    assert int(state.step) == 2
+    assert batch_sums == [digits.train[1][:8].sum(), digits.train[1][8:16].sum()]
+
+
+@pytest.mark.nightly
+def test_a_step_without_jit_has_the_same_loss(digits):
+    config = Config(dataset="digits", batch_size=8)
+    losses = []
+    for is_disabled in (False, True):
+        with jax.disable_jit(is_disabled):
+            compiled = compile_training(digits, config)
+            state = compiled.train_steps(compiled.create_state(), compiled.epoch_order(0), 1)
+        losses.append(state.epoch_loss)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.nightly
