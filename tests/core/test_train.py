@@ -104,6 +104,10 @@ def test_the_accelerator_implementation_gives_the_same_gradients(digits, key, co
         assert jnp.linalg.norm(ours - other) <= 1e-4 * jnp.linalg.norm(other)
 
 
+# 12 small steps an epoch; several tests share its programs.
+SMALL = Config(dataset="digits", validation_fraction=0.8, batch_size=24)
+
+
 def take_steps(config, dataset, key, state, *counts):
     arrays = [array[: config.train_examples] for array in to_device(dataset.train)]
     for count in counts:
@@ -112,31 +116,30 @@ def take_steps(config, dataset, key, state, *counts):
     return state
 
 
-def test_the_same_key_gives_the_same_bits(digits, key, config):
+def test_the_same_key_gives_the_same_bits(digits, key):
     def digest(key):
-        return tree_sha256(take_steps(config, digits, key, create(key, config), 6))
+        return tree_sha256(take_steps(SMALL, digits, key, create(key, SMALL), 6))
 
     assert digest(key) == digest(key)
     assert digest(jax.random.key(1)) != digest(key)
 
 
-def test_the_steps_take_the_batches_in_the_order_of_the_epoch(digits, key, config):
-    order = batches.epoch_order(key, jnp.int32(0), config)
+def test_the_steps_take_the_batches_in_the_order_of_the_epoch(digits, key):
+    order = batches.epoch_order(key, jnp.int32(0), SMALL)
     step = jax.jit(train.train_step, static_argnames="config")
-    state, total = create(key, config), 0.0
+    state, total = create(key, SMALL), 0.0
     for indices in order[:2]:
         batch = batches.gather_batch(*to_device(digits.train), indices)
-        state, metrics = step(state, batch, key, config=config)
-        total += float(metrics["loss"]) * config.batch_size
-    two = take_steps(config, digits, key, create(key, config), 2)
+        state, metrics = step(state, batch, key, config=SMALL)
+        total += float(metrics["loss"]) * SMALL.batch_size
+    two = take_steps(SMALL, digits, key, create(key, SMALL), 2)
     np.testing.assert_allclose(float(two.epoch_loss), total, rtol=1e-4)
 
 
 def test_dividing_an_epoch_into_parts_changes_no_bit(digits, key):
-    config = Config(dataset="digits", validation_fraction=0.8, batch_size=24)
-    assert config.steps_per_epoch == 12
-    whole = take_steps(config, digits, key, create(key, config), 12, 3)
-    parts = take_steps(config, digits, key, create(key, config), 1, 4, 7, 1, 2)
+    assert SMALL.steps_per_epoch == 12
+    whole = take_steps(SMALL, digits, key, create(key, SMALL), 12, 3)
+    parts = take_steps(SMALL, digits, key, create(key, SMALL), 1, 4, 7, 1, 2)
     assert tree_sha256(whole) == tree_sha256(parts)
     assert int(parts.step) == 15
 
