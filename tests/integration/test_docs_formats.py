@@ -29,6 +29,7 @@ def is_seed_value(value: Any) -> bool:
 
 
 IS_TYPE = {
+    "true or false": lambda value: type(value) is bool,
     "int": lambda value: type(value) is int,
     "float": lambda value: type(value) is float,
     "float or null": lambda value: value is None or type(value) is float,
