@@ -72,7 +72,7 @@ def test_each_layer_has_the_number_of_parameters_of_the_tutorial(key, size):
 
 
 def test_more_channels_make_a_larger_network(key):
-    params = model.init(key, 22, channels=128)
+    params = jax.eval_shape(lambda key: model.init(key, 22, channels=128), key)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 307_114
     assert jax.eval_shape(model.apply, params, jnp.zeros((2, 22, 22, 1))).shape == (2, 10)
 
