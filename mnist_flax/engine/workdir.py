@@ -48,6 +48,12 @@ class MetricsRow(TypedDict):
     images_per_second: float
 
 
+# The duration of each phase of a run.
+Seconds = TypedDict(
+    "Seconds", {"import": float, "data": float, "compile": float, "train": float, "total": float}
+)
+
+
 class Summary(TypedDict):
     """The content of `summary.json`: the result of a finished run."""
 
@@ -62,8 +68,7 @@ class Summary(TypedDict):
     epochs: int
     steps: int
     params_sha256: str
-    seconds: dict[str, float]
-    """Duration of each phase, and the `total`."""
+    seconds: Seconds
     environment: Environment
 
 

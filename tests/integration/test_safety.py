@@ -103,10 +103,15 @@ def test_hostile_text_is_escaped_in_reports_and_messages(foreign, capsys):
     assert "\x1b" not in output + errors
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", "null", '{"dataset": "digits"}', "[" * 9**5])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", "null", '{"dataset": "digits"}', "[" * 9**5, "without total"],
+)
 def test_a_damaged_summary_is_reported_and_written_again_once_removed(content, foreign, capsys):
     path = foreign / "summary.json"
     before = json.loads(path.read_text())
+    if content == "without total":
+        content = json.dumps(before | {"seconds": {"import": 0.1}})
     path.write_text(content)
     command = ["--workdir", str(foreign), *SMALL, "--no-report"]
     assert run.main(command) == 2
