@@ -146,8 +146,9 @@ class CheckpointManager:
 
     def _delete(self, step: int) -> None:
         if distributed.is_primary():
-            # If this process is killed now, the remains are known not to be damage.
+            # If this process is killed or the power fails, the remains are known not to be damage.
             (self.folder / str(step) / files.CHECKSUMS).unlink(missing_ok=True)
+            files.fsync(self.folder / str(step))
         self._orbax.delete(step)
 
     def _wait(self) -> None:

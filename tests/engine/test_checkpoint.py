@@ -288,6 +288,23 @@ def test_a_checkpoint_is_on_disk_before_an_older_one_is_deleted(tmp_path, state,
     assert tmp_path / "2" / f"{files.CHECKSUMS}.tmp" in before
 
 
+def test_a_deletion_is_marked_on_disk_before_files_are_lost(tmp_path, state, monkeypatch):
+    """Else what remains after a power failure would look damaged."""
+    contents, fsync = [], os.fsync
+
+    def record_fsync(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == tmp_path / "1":
+            contents.append({path.name for path in (tmp_path / "1").iterdir()})
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    with CheckpointManager(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.save(2, state)
+    complete, deleted = contents[-2:]
+    assert complete - deleted == {files.CHECKSUMS}
+
+
 def test_temporary_folders_of_a_killed_process_are_removed(tmp_path, state):
     with CheckpointManager(tmp_path, max_to_keep=2) as checkpoints:
         checkpoints.save(5, state)
