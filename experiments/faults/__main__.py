@@ -3,7 +3,7 @@
     python -m experiments.faults
 
 prints and stores a table of how often each fault was tried, survived and lost; `--only` tries one
-of them. It takes 30 to 41 minutes on two cores; the tests do the same with few tries. It needs
+of them. It takes 40 to 80 minutes on two cores; the tests do the same with few tries. It needs
 `pip install -e ".[test]"`, MNIST's files in MNIST_FLAX_MANUAL_DIR and, to fill a disk, Linux with
 user namespaces. A fault that cannot be tried without these is reported.
 """

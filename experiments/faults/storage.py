@@ -251,5 +251,5 @@ FAULTS = (
     Fault("a workdir that cannot be used", first_of(unusable_workdirs), 10, 4),
     Fault("a workdir with an odd path", first_of(odd_paths), 6, 2),
     Fault("a character in a path", first_of(odd_characters), 95, 33),
-    Fault("a damaged compiled program", repeated(damaged_programs), 10, 1),
+    Fault("a damaged compiled program", repeated(damaged_programs), 6, 1),
 )

@@ -63,4 +63,4 @@ def failing_call(workdir: Path, number: int, rng: random.Random) -> Outcome:
     return problem and f"{name} {call}, {os.strerror(error)}: {problem[-300:]}"
 
 
-FAULTS = (Fault("a system call that fails", repeated(failing_call, library), 40, 3),)
+FAULTS = (Fault("a system call that fails", repeated(failing_call, library), 24, 3),)
