@@ -177,7 +177,7 @@ def measure_speed(
 
 def measure_start(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each phase of our command, without and then with compiled programs."""
-    seconds: dict[str, list[Any]] = {"cold": [], "warm": []}
+    seconds: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     for _ in range(options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             for kind, runs in seconds.items():

@@ -48,12 +48,6 @@ class MetricsRow(TypedDict):
     images_per_second: float
 
 
-# The duration of each phase of a run.
-Seconds = TypedDict(
-    "Seconds", {"import": float, "data": float, "compile": float, "train": float, "total": float}
-)
-
-
 class Summary(TypedDict):
     """The content of `summary.json`: the result of a finished run."""
 
@@ -68,7 +62,8 @@ class Summary(TypedDict):
     epochs: int
     steps: int
     params_sha256: str
-    seconds: Seconds
+    seconds: dict[str, float]
+    """Duration of each phase, and the `total`."""
     environment: Environment
 
 
@@ -162,7 +157,10 @@ def initialize_workdir(folder: Path, config: Config, environment: Environment) -
 def read_summary(folder: Path) -> Summary | None:
     """The result of a finished run; None if there is none. Raises a UserError if it is damaged."""
     try:
-        return files.read_json(folder / SUMMARY, Summary)
+        summary = files.read_json(folder / SUMMARY, Summary)
+        if summary and "total" not in summary["seconds"]:
+            raise UserError(f"{folder / SUMMARY} is damaged: its seconds have no total")
+        return summary
     except UserError as error:
         hint = "remove it, and the command that trained the run writes it again"
         raise UserError(f"{error}; {hint}") from error

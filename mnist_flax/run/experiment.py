@@ -5,7 +5,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from mnist_flax.engine.distributed import run_on_primary
 from mnist_flax.engine.environment import Environment
 from mnist_flax.engine.seed_stats import mean_of
 from mnist_flax.engine.trained_model import TrainedModel
-from mnist_flax.engine.workdir import MetricsRow, Seconds, Summary
+from mnist_flax.engine.workdir import MetricsRow, Summary
 from mnist_flax.run import loop
 from mnist_flax.run.compilation import compile_training
 from mnist_flax.run.loop import CHANCE_LOSS, TrainingContext, step_of
@@ -89,8 +88,7 @@ def run_experiment(
 
         params = distributed.gather_to_host(state.params)
         trained = TrainedModel(config, step_of(state), params)
-        seconds = cast("Seconds", stopwatch.seconds)
-        summary = _summarize(trained, metrics[-1], seconds, current)
+        summary = _summarize(trained, metrics[-1], stopwatch.seconds, current)
         if with_report:
             logits = training.predict(state)
             _write_report(folder, trained, dataset, logits, metrics, summary, log)
@@ -137,7 +135,7 @@ def _check_environment(folder: Path, config: Config, log: Log) -> Environment:
 
 
 def _summarize(
-    trained: TrainedModel, row: MetricsRow, seconds: Seconds, current: Environment
+    trained: TrainedModel, row: MetricsRow, seconds: dict[str, float], current: Environment
 ) -> Summary:
     """The summary of a run, from the last row of its metrics."""
     summary: Summary = {
