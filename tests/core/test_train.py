@@ -82,6 +82,7 @@ def test_a_step_is_plain_adam_on_the_mean_loss(digits, key, decay):
         np.testing.assert_allclose(ours[clear], plain[clear], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_accelerator_implementation_gives_the_same_gradients(digits, key, config, monkeypatch):
     """It is XLA's convolution, and the batch is not divided into micro-batches."""
     params = with_biases(create(key, config).params)
@@ -144,6 +145,7 @@ def test_dividing_an_epoch_into_parts_changes_no_bit(digits, key):
     assert int(parts.step) == 15
 
 
+@pytest.mark.slow
 def test_the_epoch_loss_covers_this_epoch_only(digits, key):
     """With a negligible learning rate, the loss of each epoch is that of the initial network."""
     config = Config(

@@ -94,6 +94,7 @@ def test_a_seed_among_others_trains_like_the_same_seed_alone(digits):
     assert len(set(scores["test_loss"])) == 3
 
 
+@pytest.mark.slow
 def test_settings_of_jax_do_not_change_what_is_computed(digits, config):
     def digest():
         compiled = compile_training(digits, config)
