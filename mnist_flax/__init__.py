@@ -1,6 +1,6 @@
 """A convolutional network on handwritten digits, in JAX and Flax.
 
-`load` returns the networks of a trained run; `mnist_flax.run` trains one.
+`load` returns trained networks; `mnist_flax.run` trains them.
 """
 
 import os
@@ -13,13 +13,17 @@ __version__ = "0.1.0"
 
 
 def load(
-    workdir: str | os.PathLike[str], checkpoint: str = "latest", seed_index: int | None = None
+    workdir: str | os.PathLike[str] | None = None,
+    checkpoint: str = "latest",
+    seed_index: int | None = None,
 ) -> "TrainedModel":
-    """The networks of a trained run: `load("runs/exp1").predict(images)`.
+    """Trained networks: `load().predict(images)`, or `load("runs/exp1")` for a run of your own.
 
-    `checkpoint` is `latest`, `best` (by the validation accuracy) or a step; `seed_index` chooses
-    one of several networks, whose mean probability counts if it is None. Raises a
-    `mnist_flax.core.config.UserError` if there is no such run, or it cannot be read.
+    Without a workdir it is the pretrained network that comes with the package
+    (`pretrained/README.md` is its model card). `checkpoint` is `latest`, `best` (by the validation
+    accuracy) or a step. `seed_index` chooses one of several networks; if it is None, their mean
+    probability counts. Raises a `mnist_flax.core.config.UserError` if there is no such run, or it
+    cannot be read.
     """
     from mnist_flax.engine.trained_model import load_trained
 

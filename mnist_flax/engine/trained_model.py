@@ -1,19 +1,26 @@
-"""The networks of a trained run, loaded from its workdir to make predictions."""
+"""Trained networks, loaded from the workdir of a run or from the package, to make predictions."""
 
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
+from safetensors.numpy import load_file
 
 from mnist_flax.core import inference, model, sharding
 from mnist_flax.core.config import IMAGE_SHAPE, Config, UserError
-from mnist_flax.engine import checkpoint, multi_seed, workdir
+from mnist_flax.engine import checkpoint, cli, multi_seed, workdir
 from mnist_flax.engine.environment import pinned_settings
+from mnist_flax.engine.seed_stats import format_percent
+
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +129,13 @@ def validate_images(images: np.ndarray) -> np.ndarray:
 
 
 def load_trained(
-    folder: str | os.PathLike[str], which: str = "latest", seed_index: int | None = None
+    folder: str | os.PathLike[str] | None, which: str = "latest", seed_index: int | None = None
 ) -> TrainedModel:
     """The networks in a checkpoint of a workdir; arguments and errors as in `mnist_flax.load`."""
+    if folder is None:
+        if which != "latest" or seed_index is not None:
+            raise UserError("a checkpoint or a seed can only be chosen of a run: name its workdir")
+        return load_pretrained()
     folder = Path(folder).expanduser().absolute()
     config = workdir.read_config(folder)
     if config is None:
@@ -139,3 +150,28 @@ def load_trained(
         raise UserError(f"checkpoint {step} in {folder} is damaged, or of another network")
     trained = TrainedModel(config, step, params)
     return trained if seed_index is None else trained.select_seed(seed_index)
+
+
+def load_selected(options: cli.RunOptions) -> TrainedModel:
+    """The networks that the options of a command choose; says so if it is the pretrained one."""
+    trained = load_trained(options.workdir, options.checkpoint, options.seed_index)
+    if options.workdir is None:
+        accuracy = format_percent(read_pretrained_card()["test_accuracy"])
+        cli.print_status(
+            f"using the pretrained network ({accuracy} of MNIST's test images); "
+            "--workdir takes a run of your own"
+        )
+    return trained
+
+
+def load_pretrained() -> TrainedModel:
+    """The network in the package; `pretrained/README.md` says what it is."""
+    tensors = load_file(PRETRAINED / "mnist.safetensors")
+    params = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, tensors), sep=".")
+    card = read_pretrained_card()
+    return TrainedModel(Config(**card["config"]), card["steps"], params)
+
+
+def read_pretrained_card() -> dict[str, Any]:
+    """The origin, config and accuracy of the network in the package."""
+    return json.loads((PRETRAINED / "mnist.json").read_text(encoding="utf-8"))
