@@ -27,7 +27,7 @@ from matplotlib import pyplot
 try:
     import optuna
 except ImportError:
-    sys.exit("error: optuna is missing; pip install 'mnist-flax[sweep]'")
+    sys.exit("error: optuna is missing; run pip install -c constraints.txt -e '.[sweep]'")
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.visualization.matplotlib import plot_slice

@@ -10,7 +10,7 @@ import tyro
 
 from mnist_flax.core.config import UserError
 from mnist_flax.engine import cli
-from mnist_flax.engine.cli import DataOptions
+from mnist_flax.engine.options import DataOptions, parse_options
 from mnist_flax.engine.seed_stats import format_percent
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DataOptions):
-    """Compares two trained runs, or sets of seeds, on the same test images."""
+    """Compares two trained runs, or sets of seeds, on the same test images.
+
+    Example: mnist-flax compare runs/exp1 runs/exp2
+    """
 
     a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")]
     """Workdir of a run."""
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def action(argv: Sequence[str]) -> int:
-        options = cli.parse_options(Options, cli.program_name("compare"), argv)
+        options = parse_options(Options, cli.program_name("compare"), argv)
         cli.initialize_jax()
         result = compare_runs(options.a, options.b, options.data_dir, options.manual_dir)
         print(json.dumps(result, indent=2) if options.json else describe(result))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mnist_flax.core.config import IMAGE_SHAPE, UserError
 from mnist_flax.engine import cli
-from mnist_flax.engine.cli import RunOptions
+from mnist_flax.engine.cli import import_extra
+from mnist_flax.engine.options import RunOptions, parse_options
 from mnist_flax.predict.command import LOW_CONFIDENCE
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ TIMEOUT_SECONDS = 20.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
-    """Serves a page for drawing or uploading a digit, which shows the network's prediction."""
+    """Serves a page on which to draw or upload a digit, and shows the prediction.
+
+    Example: mnist-flax demo
+    """
 
     port: int = 7860
     """Port of this machine, 127.0.0.1, to serve the page on."""
@@ -54,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    options = cli.parse_options(Options, cli.program_name("demo"), argv)
-    workdir = cli.require_workdir(options)
+    options = parse_options(Options, cli.program_name("demo"), argv)
     if not 1 <= options.port <= 65_535:
         raise UserError(f"--port must be from 1 to 65,535, but is {options.port}")
-    from mnist_flax.engine.trained_model import load_trained
+    from mnist_flax.engine.trained_model import load_selected
 
+    _import_gradio()
     cli.initialize_jax()
-    page = build(answerer(load_trained(workdir, options.checkpoint, options.seed_index)))
+    page = build(answerer(load_selected(options)))
     try:
         page.launch(
             server_name=HOST,
@@ -186,11 +190,7 @@ def _magnify(image: "np.ndarray") -> "np.ndarray":
 def _import_gradio() -> ModuleType:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError("gradio is missing; pip install 'mnist-flax[demo]'") from error
-    return gradio
+    return import_extra("gradio", "demo")
 
 
 if __name__ == "__main__":

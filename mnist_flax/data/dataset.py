@@ -15,8 +15,9 @@ from mnist_flax.data.tfds_mnist import load_tfds
 FALLBACK_WARNING = """\
 {line}
 WARNING: {error}.
-WARNING: training on scikit-learn's bundled digits instead: 1,437 training and 360 test
-WARNING: images of 8x8 pixels, enlarged. THE RESULTS ARE NOT MNIST RESULTS.
+WARNING: using scikit-learn's bundled digits instead: 1,437 training and 360 test images of
+WARNING: 8x8 pixels, enlarged. THE RESULTS ARE NOT MNIST RESULTS. To read digits right now, use
+WARNING: the network that was trained on MNIST: mnist-flax predict IMAGE...
 {line}"""
 
 

@@ -245,8 +245,9 @@ def _choose(checkpointer: ocp.training.Checkpointer, folder: Path, which: str) -
             raise UserError(f"no checkpoint in {folder} has a validation accuracy; {hint}")
         return best
     if not which.isdecimal() or int(which) not in metrics:
-        steps = ", ".join(map(str, sorted(metrics)))
-        raise UserError(f"there is no checkpoint {which!r} in {folder}, but best, latest, {steps}")
+        names = [*(["best"] if _best_step(metrics) else []), "latest", *map(str, sorted(metrics))]
+        existing = ", ".join(names)
+        raise UserError(f"there is no checkpoint {which!r} in {folder}, which has {existing}")
     return int(which)
 
 

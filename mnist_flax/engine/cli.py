@@ -1,56 +1,21 @@
-"""What all commands share: options, messages and exit codes.
+"""What all commands share: messages, exit codes, how JAX starts.
 
 Exit codes: 0 done; 2 a mistake of the user, reported in one line; 143 ended by SIGTERM and 130 by
 Ctrl-C; 141 the reader of the output is gone; 1 anything else. Imports nothing heavy.
 """
 
-import argparse
 import contextlib
-import dataclasses
-import difflib
+import importlib
 import io
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-import tyro
+from types import ModuleType
 
 from mnist_flax.core.config import ExpectedError, UserError
 from mnist_flax.engine import compilation_cache, distributed
-
-Options = TypeVar("Options")
-Value = TypeVar("Value")
-
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The options of a command that uses a trained run."""
-
-    workdir: OptionalPath = None
-    """The run's workdir. Required."""
-    checkpoint: str = "latest"
-    """Which checkpoint: `latest`, `best` (by the validation accuracy) or a step."""
-    seed_index: int | None = None
-    """Which of several networks. Default: all of them, by their mean probability."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """The options of a command that reads a dataset."""
-
-    data_dir: OptionalPath = None
-    """TFDS's data folder. Default: TFDS_DATA_DIR, else TFDS's own."""
-    manual_dir: OptionalPath = dataclasses.field(
-        default_factory=lambda: Path(path) if (path := os.getenv("MNIST_FLAX_MANUAL_DIR")) else None
-    )
-    """Read-only folder with the four original .gz files, for machines without a network.
-    Default: MNIST_FLAX_MANUAL_DIR."""
 
 
 def program_name(command: str) -> str:
@@ -99,39 +64,6 @@ def _exit_on_signals(message: str) -> None:
         signal.signal(number, handle)
 
 
-def parse_options(
-    kind: type[Options], prog: str, argv: Sequence[str], default: Options | None = None
-) -> Options:
-    """A dataclass of options from a command line.
-
-    Raises a UserError if it is not valid, or SystemExit with code 0 after printing the help.
-    """
-    start: Any = tyro.MISSING_NONPROP if default is None else default
-    message = io.StringIO()
-    config = (tyro.conf.FlagCreatePairsOff,)
-    try:
-        with contextlib.redirect_stderr(message):
-            options = tyro.cli(kind, prog=prog, args=list(argv), default=start, config=config)
-    except SystemExit as error:
-        if not error.code:
-            raise
-        raise UserError(_summarize_message(message.getvalue(), prog)) from error
-    return _expand_paths(options)
-
-
-def require_option(value: Value | None, message: str) -> Value:
-    """An option that has no default; raises a UserError with the message if it is missing."""
-    if value is None:
-        raise UserError(message)
-    return value
-
-
-def require_workdir(options: RunOptions) -> Path:
-    """The absolute path of the workdir; raises a UserError if --workdir is missing."""
-    message = "--workdir is missing: the folder of a trained run"
-    return require_option(options.workdir, message).absolute()
-
-
 def print_status(line: str) -> None:
     """Prints to stderr what is not a result."""
     print(line, file=sys.stderr)
@@ -142,11 +74,13 @@ def escape_unprintable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def peek_option(argv: Sequence[str], name: str) -> str | None:
-    """The value of one option, on which the defaults of others depend."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(name, nargs="?", dest="value")
-    return parser.parse_known_args(argv)[0].value
+def import_extra(name: str, extra: str) -> ModuleType:
+    """A package that an extra installs; raises a UserError if it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        command = f"pip install -c constraints.txt -e '.[{extra}]'"
+        raise UserError(f"{name} is missing; in your clone, run {command}") from error
 
 
 def initialize_jax(cache: bool = True) -> None:
@@ -168,37 +102,3 @@ def initialize_jax(cache: bool = True) -> None:
         ) from error
     if jax.config.values["jax_disable_jit"]:
         print_status("note: JAX_DISABLE_JIT is set, so nothing is compiled, which is slow")
-
-
-def _expand_paths(options: Any) -> Any:
-    """The options with `~` in paths replaced; raises a UserError if a path cannot be used."""
-    try:
-        paths = {name: x.expanduser() for name, x in vars(options).items() if isinstance(x, Path)}
-        for path in paths.values():
-            path.exists()  # raises for a path that is too long or forbidden
-    except RuntimeError as error:
-        raise UserError("a path begins with ~, but there is no such user or home") from error
-    except OSError as error:
-        raise UserError(f"cannot use {error.filename}: {error.strerror}") from error
-    return dataclasses.replace(options, **paths)
-
-
-def _summarize_message(message: str, prog: str) -> str:
-    """The first paragraph of tyro's framed message, and its suggestion, in one line."""
-    paragraphs = [""]
-    for line in message.splitlines():
-        text = line.strip(" │")
-        if text and set(text) <= set("─-"):
-            paragraphs.append("")
-        elif not text.startswith(("╭", "╰")):
-            paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
-    if "╭" not in message:  # without a frame, the title is a paragraph
-        del paragraphs[0]
-    summary = paragraphs[0].rstrip(".")
-    title = "Perhaps you meant:"
-    suggestions = re.findall(r"--[\w-]+", " ".join(x for x in paragraphs if x.startswith(title)))
-    if suggestions:  # tyro orders them alphabetically
-        unknown = "".join(re.findall(r"--\S+", summary)[:1])
-        best = difflib.get_close_matches(unknown, suggestions, n=1, cutoff=0)[0]
-        summary += f" (perhaps you meant {best}?)"
-    return f"{summary}; see {prog} --help"

@@ -18,6 +18,7 @@ from mnist_flax.core import inference, model, sharding
 from mnist_flax.core.config import IMAGE_SHAPE, Config, UserError
 from mnist_flax.engine import checkpoint, cli, multi_seed, workdir
 from mnist_flax.engine.environment import pinned_settings
+from mnist_flax.engine.options import RunOptions
 from mnist_flax.engine.seed_stats import format_percent
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -152,7 +153,7 @@ def load_trained(
     return trained if seed_index is None else trained.select_seed(seed_index)
 
 
-def load_selected(options: cli.RunOptions) -> TrainedModel:
+def load_selected(options: RunOptions) -> TrainedModel:
     """The networks that the options of a command choose; says so if it is the pretrained one."""
     trained = load_trained(options.workdir, options.checkpoint, options.seed_index)
     if options.workdir is None:

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -80,10 +80,13 @@ def read_config(folder: Path) -> Config | None:
         raise UserError(message) from error
 
 
-def resolve_config(folder: Path, config: Config) -> Config:
+def resolve_config(
+    folder: Path, config: Config, fallback: Callable[[], Config] | None = None
+) -> Config:
     """The config to run with in a workdir; writes nothing.
 
-    If a run exists there, the dataset `auto` means the one that it chose. Raises a UserError if
+    If a run exists there, the dataset `auto` means the one that it chose; if that is scikit-learn's
+    digits, the config is `fallback()`, where that is given. Raises a UserError if
     the run there has another config, or the folder cannot be read.
     """
     stored = read_config(folder)
@@ -91,6 +94,8 @@ def resolve_config(folder: Path, config: Config) -> Config:
         return config
     if config.dataset == "auto":
         config = dataclasses.replace(config, dataset=stored.dataset)
+        if fallback and stored.dataset == "digits" and config != stored:
+            config = fallback()
     if differences := "; ".join(diff_configs(stored, config)):
         hint = "use that config, or another --workdir"
         raise UserError(f"{folder} holds a run with another config ({differences}); {hint}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mnist_flax.core.config import Config, UserError
 from mnist_flax.engine import cli, workdir
-from mnist_flax.engine.cli import DataOptions, RunOptions
+from mnist_flax.engine.options import DataOptions, RunOptions, parse_options
 from mnist_flax.engine.seed_stats import format_percent, mean_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DataOptions, RunOptions):
-    """Evaluates a trained run: accuracy, confusions, calibration, robustness."""
+    """Evaluates a trained run: accuracy, confusions, calibration, robustness.
+
+    Example: mnist-flax evaluate --workdir runs/exp1 --corruptions
+    """
 
     split: Literal["test", "validation", "train"] = "test"
     """Which images."""
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
 
     def action(argv: Sequence[str]) -> int:
-        options = cli.parse_options(Options, cli.program_name("evaluate"), argv)
+        options = parse_options(Options, cli.program_name("evaluate"), argv)
         evaluation = evaluate_run(options)
         print(json.dumps(evaluation, indent=2) if options.json else describe(evaluation))
         return 0
@@ -52,20 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate_run(options: Options) -> "Evaluation":
-    """Evaluates a trained run and, unless `no_report`, writes its report.
+    """Evaluates trained networks and, unless `no_report`, writes the report of their run.
 
     Raises a UserError if there is no such run, checkpoint or split, or a folder cannot be used.
     """
-    folder = cli.require_workdir(options)
-    from mnist_flax.engine.trained_model import load_trained
+    from mnist_flax.engine.trained_model import load_selected
     from mnist_flax.evaluate.metrics import evaluate_logits
 
+    folder = None if options.no_report or not options.workdir else options.workdir.absolute()
     cli.initialize_jax()
-    run = load_trained(folder, options.checkpoint)
-    if not options.no_report:
+    trained = load_selected(options)
+    if folder:
         workdir.refuse_links(folder)
-    trained = run if options.seed_index is None else run.select_seed(options.seed_index)
-    dataset = _load_dataset(options, run.config)
+    dataset = _load_dataset(options, trained.config)
     images, labels = getattr(dataset, options.split)
     held_out = _predict_held_out(options, trained, dataset)
     evaluation = evaluate_logits(
@@ -77,8 +79,8 @@ def evaluate_run(options: Options) -> "Evaluation":
         evaluation["robustness"] = robustness(trained, images, labels)
     if options.mnist_c:
         evaluation["mnist_c"] = _evaluate_mnist_c(options, trained)
-    if not options.no_report:
-        _write_report(folder, run.config, trained, (images, labels), evaluation)
+    if folder:
+        _write_report(folder, trained, (images, labels), evaluation)
     return evaluation
 
 
@@ -120,10 +122,11 @@ def _evaluate_mnist_c(options: Options, trained: "TrainedModel") -> dict[str, fl
 
 
 def _write_report(
-    folder: Path, config: Config, trained: "TrainedModel", split: "Arrays", evaluation: "Evaluation"
+    folder: Path, trained: "TrainedModel", split: "Arrays", evaluation: "Evaluation"
 ) -> None:
     from mnist_flax.evaluate import report
 
+    config = workdir.read_config(folder) or trained.config
     metrics, summary = workdir.read_metrics(folder), workdir.read_summary(folder)
     figures = report.make_figures(trained, *split, metrics, evaluation)
     target = folder / workdir.REPORT
@@ -140,9 +143,12 @@ def describe(evaluation: "Evaluation") -> str:
     """The evaluation as text that fits one screen."""
     from mnist_flax.evaluate.report import summary_lines
 
+    networks = len(evaluation["seeds"])
     lines = [
         f"{evaluation['dataset']} {evaluation['split']}, step {evaluation['step']:,}: accuracy "
-        f"{format_percent(evaluation['accuracy'])}, loss {mean_of(evaluation['loss']):.4f}",
+        f"{format_percent(evaluation['accuracy'])}, loss {mean_of(evaluation['loss']):.4f}"
+        + f" (means of {networks} networks)"
+        * (networks > 1),
         *summary_lines(evaluation),
         "",
         "class  images  recall  precision      F1",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from mnist_flax.core.config import UserError
 from mnist_flax.engine import cli, files
-from mnist_flax.engine.cli import DataOptions, OptionalPath, RunOptions
+from mnist_flax.engine.cli import import_extra
+from mnist_flax.engine.options import DataOptions, RunOptions, parse_options, require_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mnist_flax.data.dataset import Dataset
     from mnist_flax.engine.trained_model import TrainedModel
 
+PACKAGES = {"onnx": ("onnx", "onnxruntime")}  # what a format needs of the extra `export`
 INTERFACE = (
     "From images, uint8 [N, 28, 28, 1], a white digit on black, 20 pixels high or wide and "
     "centered, to probabilities, float32 [N, 10], of the digits 0 to 9"
@@ -35,9 +37,12 @@ CHECKED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DataOptions, RunOptions):
-    """Writes a trained run as a file for other programs, verifies it, and adds a model card."""
+    """Writes a trained network for other programs, verifies it, adds a model card.
 
-    output: OptionalPath = None
+    Example: mnist-flax export --format onnx --output model.onnx
+    """
+
+    output: Path | None = None
     """The file to write. Required. The model card is written beside it."""
     format: Literal["stablehlo", "onnx", "safetensors"] = "stablehlo"
     """`stablehlo` for JAX and XLA, `onnx` for ONNX Runtime and others; both include the scaling
@@ -50,16 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(argv: Sequence[str]) -> int:
-    options = cli.parse_options(Options, cli.program_name("export"), argv)
-    workdir = cli.require_workdir(options)
-    output = cli.require_option(options.output, "--output is missing: the file to write").absolute()
+    options = parse_options(Options, cli.program_name("export"), argv)
+    output = require_option(options.output, "--output is missing: the file to write").absolute()
+    for name in PACKAGES.get(options.format, ()):
+        import_extra(name, "export")
     from mnist_flax.data.dataset import load_dataset
     from mnist_flax.data.download import DataUnavailable
-    from mnist_flax.engine.trained_model import load_trained
+    from mnist_flax.engine.trained_model import load_selected
     from mnist_flax.export.formats import FORMATS
 
     cli.initialize_jax()
-    trained = load_trained(workdir, options.checkpoint, options.seed_index)
+    trained = load_selected(options)
     name, folders = trained.config.dataset, (options.data_dir, options.manual_dir)
     try:
         dataset = load_dataset(name, *folders, log=cli.print_status)

@@ -6,23 +6,23 @@ networks. Safetensors files hold the parameters alone.
 """
 
 import functools
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
 from jax import export
 from jax.typing import ArrayLike
 
 from mnist_flax.core import model
 from mnist_flax.core.augment import center_crop, to_float
-from mnist_flax.core.config import IMAGE_SHAPE, Config, UserError
+from mnist_flax.core.config import IMAGE_SHAPE, Config
 from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax
+from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.trained_model import TrainedModel
 
 CONV = tuple(f"Conv_{index}" for index in range(model.NUM_BLOCKS))
@@ -65,7 +65,7 @@ class OnnxGraph:
     """An ONNX graph under construction, in which each operator has one output."""
 
     def __init__(self) -> None:
-        self.onnx = _import_extra("onnx")
+        self.onnx = import_extra("onnx", "export")
         self.nodes: list[object] = []
         self.constants: list[object] = []
 
@@ -145,7 +145,7 @@ def _add_dense(graph: OnnxGraph, inputs: str, name: str, layer: Layer) -> str:
 
 def load_onnx(path: Path) -> Predictor:
     """Loads an ONNX file with ONNX Runtime."""
-    runtime = _import_extra("onnxruntime")
+    runtime = import_extra("onnxruntime", "export")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
@@ -158,12 +158,12 @@ def to_safetensors(trained: TrainedModel) -> bytes:
         for name, value in traverse_util.flatten_dict(params, sep=".").items()
     }
     config = json.dumps({"input_size": trained.config.input_size})
-    return _import_extra("safetensors.numpy").save(tensors, {"layout": LAYOUT, "config": config})
+    return safetensors.numpy.save(tensors, {"layout": LAYOUT, "config": config})
 
 
 def load_safetensors(path: Path) -> Predictor:
     """Loads the parameters in a safetensors file into this package's network."""
-    with _import_extra("safetensors").safe_open(path, "flax") as file:
+    with safetensors.safe_open(path, "flax") as file:
         config = Config(**json.loads(file.metadata()["config"]))
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
     tree = traverse_util.unflatten_dict(tensors, sep=".")
@@ -183,10 +183,3 @@ def _params_by_prefix(trained: TrainedModel) -> dict[str, model.Params]:
     """The parameters of each network by the prefix of their names: empty for a single network."""
     prefixes = [f"seed_{seed}." for seed in trained.seeds] if len(trained.seeds) > 1 else [""]
     return {prefix: trained.select_seed(index).params for index, prefix in enumerate(prefixes)}
-
-
-def _import_extra(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{name} is missing; pip install 'mnist-flax[export]'") from error

@@ -6,13 +6,15 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import tyro
 
 from mnist_flax.core.config import UserError
 from mnist_flax.engine import cli, files
-from mnist_flax.engine.cli import OptionalPath, RunOptions, escape_unprintable
+from mnist_flax.engine.cli import escape_unprintable
+from mnist_flax.engine.options import RunOptions, parse_options
+from mnist_flax.engine.workdir import CONFIG
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,15 +28,18 @@ LOW_CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
-    """Classifies the digit in each image: a photo, a scan, a drawing, or an image of MNIST."""
+    """Classifies the digit in each image: a photo, a scan, a drawing.
 
-    images: tyro.conf.Positional[tuple[str, ...]] = ()
+    Example: mnist-flax predict photo.jpg 'scans/*.png'
+    """
+
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE...")] = ()
     """Image files, folders of them, or patterns such as `'scans/*.png'`."""
     top_k: int = 3
     """How many digits to list for each image, the most probable first."""
     json: bool = False
     """Print a JSON object for each image."""
-    save_preprocessed: OptionalPath = None
+    save_preprocessed: Path | None = None
     """A folder for the network's inputs: a PNG of 28x28 pixels for each image."""
 
 
@@ -56,16 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict_files(argv: Sequence[str]) -> int:
-    options = cli.parse_options(Options, cli.program_name("predict"), argv)
-    workdir = cli.require_workdir(options)
+    options = parse_options(Options, cli.program_name("predict"), argv)
     if not options.images:
         raise UserError("no images: name files, or a folder of them")
     if not 1 <= options.top_k <= 10:
         raise UserError(f"--top-k must be from 1 to 10, but is {options.top_k}")
-    from mnist_flax.engine.trained_model import load_trained
+    from mnist_flax.engine.trained_model import load_selected
 
     cli.initialize_jax()
-    trained = load_trained(workdir, options.checkpoint, options.seed_index)
+    trained = load_selected(options)
     exit_code = 0
     for path in find_images(options.images):
         try:
@@ -108,11 +112,16 @@ def predict_file(
 
 
 def find_images(names: Sequence[str]) -> Iterator[Path]:
-    """The files that names, folders and patterns stand for; a name without a match is kept."""
+    """The files that names, folders and patterns stand for; a name without a match is kept.
+
+    Raises a UserError for the workdir of a run.
+    """
     for name in names:
         path, matches = Path(name), []
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             path = path.expanduser()
+            if (path / CONFIG).is_file():
+                raise UserError(f"{name} is a run, no image (perhaps you meant --workdir {name}?)")
             if path.is_dir():
                 matches = [x for x in path.iterdir() if x.is_file() and not x.name.startswith(".")]
             elif not path.exists():

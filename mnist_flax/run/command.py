@@ -5,21 +5,21 @@ Imports nothing heavy before it is needed.
 """
 
 import dataclasses
+import functools
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import tyro
-from tqdm import tqdm
 
 from mnist_flax.core.config import PRESETS, Config
 from mnist_flax.engine import cli, distributed, workdir
-from mnist_flax.engine.cli import DataOptions, OptionalPath
-from mnist_flax.engine.seed_stats import format_percent, mean_of, per_seed
-from mnist_flax.engine.workdir import Summary
+from mnist_flax.engine.options import DataOptions, parse_options, peek_option, require_option
+from mnist_flax.run import display
 
 PROG = cli.program_name("run")
 
@@ -29,14 +29,17 @@ class Options(DataOptions):
     """Trains a convolutional network on handwritten digits.
 
     The same command resumes an interrupted run and leaves a finished one alone.
+
+    Example: mnist-flax run --workdir runs/exp1 --epochs 3
     """
 
     config: tyro.conf.OmitArgPrefixes[Config]
-    workdir: OptionalPath = None
+    workdir: Path | None = None
     """Folder for everything that the run writes. Required."""
-    preset: Literal["default", "quick", "best", "large", "reference"] = "default"
+    preset: Literal["default", "quick", "best", "large", "reference", "digits"] = "default"
     """The config to start from; other flags override it. `quick` is one epoch, `best` is 60 with
-    stronger augmentation, `large` has twice the channels, `reference` is the Keras tutorial."""
+    stronger augmentation, `large` has twice the channels, `reference` is the Keras tutorial.
+    `digits` is for scikit-learn's digits; it replaces `default` where MNIST is unavailable."""
     distributed: bool = False
     """Compute this run together with the other processes that Slurm, Open MPI, Cloud TPU or GKE
     started with this one."""
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     interrupted = "interrupted; the same command resumes from the last checkpoint"
     try:
-        code = cli.run_command(lambda argv: _run(parse(argv)), argv, interrupted)
+        code = cli.run_command(_run, argv, interrupted)
     except Exception:
         if not distributed.is_distributed():
             raise
@@ -81,25 +84,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> Options:
     """The options on a command line, which override those of its preset; errors as in `cli`."""
-    preset = cli.peek_option(argv, "--preset") or "default"
+    preset = peek_option(argv, "--preset") or "default"
     default = Options(config=PRESETS.get(preset, Config()))
-    return cli.parse_options(Options, PROG, argv, default)
+    return parse_options(Options, PROG, argv, default)
 
 
-def _run(options: Options) -> int:
+def parse_fallback(argv: Sequence[str]) -> Config:
+    """The config for scikit-learn's digits: the preset `digits`, unless another one is named."""
+    return dataclasses.replace(parse(["--preset", "digits", *argv]).config, dataset="digits")
+
+
+def _run(argv: Sequence[str]) -> int:
+    options, fallback = parse(argv), functools.partial(parse_fallback, argv)
     if options.print_model:
         from mnist_flax.core import model
 
         print(model.model_summary(options.config.input_size, options.config.channels))
         return 0
     message = "--workdir is missing: the folder for everything that the run writes"
-    folder = cli.require_option(options.workdir, message).absolute()
-    config = workdir.resolve_config(folder, options.config)
+    folder = require_option(options.workdir, message).absolute()
+    config = workdir.resolve_config(folder, options.config, fallback)
     flags = (options.coordinator_address, options.num_processes, options.process_id)
     if options.distributed or flags != (None, None, None):
         distributed.initialize(*flags)
     if summary := workdir.read_summary(folder):
-        _log(f"{folder} holds this run, which is finished: {_describe(summary)}")
+        display.print_line(
+            f"{folder} holds this run, which is finished: {display.describe_result(summary)}"
+        )
         return 0
     start = time.perf_counter()
     from mnist_flax.run import experiment
@@ -110,25 +121,11 @@ def _run(options: Options) -> int:
         folder,
         data_dir=options.data_dir,
         manual_dir=options.manual_dir,
-        log=_log,
+        log=display.print_line,
         import_seconds=time.perf_counter() - start,
         with_report=not options.no_report,
+        fallback=fallback,
     )
     result = workdir.SUMMARY if options.no_report else f"{workdir.REPORT}/index.html"
-    _log(f"{_describe(summary)}; see {folder / result}")
+    display.print_result(summary, folder / result)
     return 0
-
-
-def _describe(summary: Summary) -> str:
-    seeds = len(per_seed(summary["test_accuracy"]))
-    return (
-        f"{summary['dataset']}: test accuracy {format_percent(summary['test_accuracy'])}"
-        f"{f' ({seeds} seeds)' if seeds > 1 else ''}, "
-        f"test loss {mean_of(summary['test_loss']):.4f}, {summary['seconds']['total']:.0f} s"
-    )
-
-
-def _log(line: str) -> None:
-    if distributed.is_primary():
-        tqdm.write(cli.escape_unprintable(line))
-        sys.stdout.flush()

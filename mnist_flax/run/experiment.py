@@ -17,7 +17,7 @@ from mnist_flax.engine.environment import Environment
 from mnist_flax.engine.seed_stats import mean_of
 from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.engine.workdir import MetricsRow, Summary
-from mnist_flax.run import loop
+from mnist_flax.run import display, loop
 from mnist_flax.run.compilation import compile_training
 from mnist_flax.run.loop import CHANCE_LOSS, TrainingContext, step_of
 from mnist_flax.run.signals import TrainingInterrupted, capture_signals, first_signal
@@ -35,11 +35,14 @@ def run_experiment(
     log: Log = print,
     import_seconds: float = 0.0,
     with_report: bool = True,
+    fallback: Callable[[], Config] | None = None,
 ) -> Summary:
     """Runs or resumes the experiment in a workdir; returns the content of `summary.json`.
 
     The config is from `workdir.resolve_config`; the folders of the data are as in `load_dataset`.
-    `log` receives the progress, line by line. The summary includes `import_seconds`.
+    `log` receives the progress, line by line. The summary includes `import_seconds`. `fallback` is
+    the config for scikit-learn's digits where the dataset is `auto` and MNIST is unavailable; by
+    default it is the same one.
 
     Raises a UserError about what the user can correct, TrainingInterrupted after a SIGTERM or
     Ctrl-C while training, when the state is saved, and TrainingDiverged if the loss or a parameter
@@ -50,6 +53,8 @@ def run_experiment(
     _require_same_config(config)
     with workdir.lock_workdir(folder), _explain_disk_errors(folder):
         dataset = _load_dataset(config, data_dir, manual_dir, log)
+        if fallback and config.dataset == "auto" and dataset.name == "digits":
+            config = fallback()
         config = dataclasses.replace(config, dataset=dataset.name)
         stopwatch.end_phase("data")
 
@@ -62,13 +67,13 @@ def run_experiment(
             state = checkpoints.restore(training.abstract_state)
             if state is None:
                 state = training.create_state()
-            else:
-                log(f"resuming from step {step_of(state):,} of {config.total_steps:,}")
             start = step_of(state)
             metrics = workdir.truncate_metrics(folder, config, start)
+            for line in display.describe_start(config, folder, state.params, current, start):
+                log(line)
             board = TensorBoard(folder / workdir.TENSORBOARD, metrics)
-            with board, loop.progress_bar(config, start) as progress:
-                context = TrainingContext(config, training, checkpoints, signals, progress)
+            with board, display.show_progress(config, start) as advance:
+                context = TrainingContext(config, training, checkpoints, signals, advance)
                 for epoch in range(start // config.steps_per_epoch + 1, config.epochs + 1):
                     state = loop.train_epoch(context, state, epoch)
                     row = None
@@ -78,7 +83,7 @@ def run_experiment(
                         workdir.append_metrics(folder, row)
                         board.write(row)
                         metrics.append(row)
-                        log(loop.describe_row(row, config))
+                        log(display.describe_row(row, config))
                     if config.is_checkpointed(epoch):
                         checkpoints.save(step_of(state), state, row)
                     loop.stop_on_signal(context, state)
@@ -90,6 +95,7 @@ def run_experiment(
         trained = TrainedModel(config, step_of(state), params)
         summary = _summarize(trained, metrics[-1], stopwatch.seconds, current)
         if with_report:
+            log("writing the report")
             logits = training.predict(state)
             _write_report(folder, trained, dataset, logits, metrics, summary, log)
         if mean_of(summary["test_loss"]) > 0.99 * CHANCE_LOSS:

@@ -5,21 +5,19 @@ each batch of them.
 """
 
 import dataclasses
-import datetime
 import math
 import time
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from mnist_flax.core.config import Config, ExpectedError
 from mnist_flax.core.optimizer import learning_rate_schedule
 from mnist_flax.core.train import TrainState
 from mnist_flax.engine import distributed
 from mnist_flax.engine.checkpoint import CheckpointManager
-from mnist_flax.engine.seed_stats import aggregate, format_percent, mean_of
+from mnist_flax.engine.seed_stats import aggregate
 from mnist_flax.engine.workdir import MetricsRow
 from mnist_flax.run.compilation import CompiledTraining
 from mnist_flax.run.signals import TrainingInterrupted, first_signal
@@ -49,7 +47,8 @@ class TrainingContext:
     checkpoints: CheckpointManager
     signals: list[int]
     """Received signals that ask the training to stop."""
-    progress: "tqdm[Any]"
+    advance: Callable[[int], object]
+    """Shows that so many steps more have been taken."""
     meter: ThroughputMeter = dataclasses.field(default_factory=ThroughputMeter)
 
 
@@ -71,7 +70,7 @@ def train_epoch(context: TrainingContext, state: TrainState, epoch: int) -> Trai
         images = min(count * config.batch_size, remaining) * config.num_seeds
         meter.add(count, images, time.perf_counter() - start)
         step += count
-        context.progress.update(count)
+        context.advance(count)
         _require(context, "training loss", losses, losses < DIVERGED_LOSS, step)
         if step < end:
             stop_on_signal(context, state)
@@ -114,29 +113,9 @@ def stop_on_signal(context: TrainingContext, state: TrainState) -> None:
         raise TrainingInterrupted(signum, step_of(state))
 
 
-def progress_bar(config: Config, step: int) -> "tqdm[Any]":
-    """A progress bar on a terminal, on the primary process; elsewhere it shows nothing."""
-    hidden = None if distributed.is_primary() else True  # None: unless it is a terminal
-    return tqdm(total=config.total_steps, initial=step, unit="step", disable=hidden)
-
-
 def step_of(state: TrainState) -> int:
     """The number of optimizer steps taken, the same for all seeds."""
     return int(np.ravel(distributed.gather_to_host(state.step))[0])
-
-
-def describe_row(row: MetricsRow, config: Config) -> str:
-    """A row of metrics as a line for the terminal, with the remaining time."""
-    line = f"epoch {row['epoch']}/{config.epochs}  train loss {mean_of(row['train_loss']):.4f}"
-    if "validation_loss" in row and "validation_accuracy" in row:
-        accuracy = format_percent(row["validation_accuracy"])
-        line += f"  validation loss {mean_of(row['validation_loss']):.4f} accuracy {accuracy}"
-    accuracy = format_percent(row["test_accuracy"])
-    line += f"  test loss {mean_of(row['test_loss']):.4f} accuracy {accuracy}"
-    line += f"  {row['images_per_second']:,.0f} images/s"
-    images = (config.epochs - row["epoch"]) * config.train_examples * config.num_seeds
-    seconds = round(images / row["images_per_second"])
-    return f"{line}  {datetime.timedelta(seconds=seconds)} left" if seconds else line
 
 
 def _epoch_losses(state: TrainState, config: Config) -> np.ndarray:

@@ -98,7 +98,8 @@ def test_mistakes_of_the_user_are_reported_in_one_line(small_run, tmp_path, caps
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
     on_digits = ("--split", "validation", "--dataset", "digits")
     cases = {
-        (): "--workdir is missing",
+        ("--checkpoint", "best"): "can only be chosen of a run: name its workdir",
+        (str(small_run),): f"perhaps you meant --workdir {small_run}?",
         ("--workdir", str(empty)): "holds no run",
         ("--workdir", str(untrained)): "nothing has been trained there",
         ("--workdir", str(truncated)): "is not as it was written",
@@ -106,7 +107,7 @@ def test_mistakes_of_the_user_are_reported_in_one_line(small_run, tmp_path, caps
         ("--workdir", str(small_run), "--split", "validation"): "no images are held out",
         ("--workdir", str(barely_validated), *on_digits): "holds out no image of digits",
         ("--workdir", str(small_run), "--checkpoint", "best"): "validation accuracy",
-        ("--workdir", str(small_run), "--checkpoint", "17"): "there is no checkpoint '17'",
+        ("--workdir", str(small_run), "--checkpoint", "17"): "there is no checkpoint '17' in",
         ("--workdir", str(small_run), "--seed-index", "1"): "--seed-index must be from 0 to 0",
     }
     for arguments, message in cases.items():

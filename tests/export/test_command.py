@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from mnist_flax import export, load, run
-from mnist_flax.core.config import UserError
 from mnist_flax.export import formats
 from tests.conftest import SMALL
 
@@ -132,7 +131,7 @@ def test_errors_are_reported_in_one_line(small_run, tmp_path, capsys, monkeypatc
     workdir = ("--workdir", str(small_run))
     (tmp_path / "file").touch()
     cases = {
-        (): "--workdir is missing",
+        ("--output", "m", "--seed-index", "0"): "can only be chosen of a run: name its workdir",
         workdir: "--output is missing",
         **{
             (*workdir, "--output", str(output), "--format", kind): "cannot write"
@@ -148,5 +147,7 @@ def test_errors_are_reported_in_one_line(small_run, tmp_path, capsys, monkeypatc
         assert message in errors
         assert errors.count("\n") == 1
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(UserError, match=r"onnx is missing; pip install 'mnist-flax\[export\]'"):
-        formats.to_onnx(load(small_run))
+    monkeypatch.setattr("mnist_flax.data.dataset.load_dataset", pytest.fail)
+    assert export.main((*workdir, "--output", "m", "--format", "onnx")) == 2  # before any data
+    message = "onnx is missing; in your clone, run pip install -c constraints.txt -e '.[export]'"
+    assert message in capsys.readouterr().err

@@ -124,13 +124,15 @@ def test_images_of_the_same_name_are_saved_separately(small_run, tmp_path, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a.png",), "--workdir is missing"),
+        (("a.png", "--checkpoint", "best"), "can only be chosen of a run: name its workdir"),
         (("--workdir", "w"), "no images"),
         (("a.png", "--workdir", "w", "--top-k", "0"), "--top-k must be from 1 to 10"),
         (("a.png", "--workdir", "no/such/run"), "holds no run"),
+        (("small_run",), "is a run, no image (perhaps you meant --workdir "),
     ],
 )
-def test_errors_are_reported_in_one_line(arguments, message, capsys):
+def test_errors_are_reported_in_one_line(arguments, message, capsys, small_run):
+    arguments = [str(small_run) if x == "small_run" else x for x in arguments]
     assert predict.main(arguments) == 2
     errors = capsys.readouterr().err
     assert message in errors

@@ -189,7 +189,7 @@ def test_validation_is_reported_and_chooses_the_best_checkpoint(tmp_path, capsys
     assert kept == {best["step"], metrics[-1]["step"]}
     for name in ("validation_accuracy", "validation_loss"):
         assert read_summary(tmp_path)[name] == metrics[-1][name]
-    assert "validation loss" in capsys.readouterr().out
+    assert "val loss  val acc" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_validation_is_reported_and_chooses_the_best_checkpoint(tmp_path, capsys
         ([], "--workdir is missing"),
         (["--workdir"], "--workdir"),
         (["--workdir", "W", "--epoch", "3"], "perhaps you meant --epochs?"),
-        (["--workdir", "W", "--epochs", "many"], "Error parsing --epochs"),
+        (["--workdir", "W", "--epochs", "many"], "--epochs must be a whole number, but is 'many'"),
         (["--workdir", "W", "--epochs", "0"], "--epochs must be from 1 to 100,000, but is 0"),
         (["--workdir", "W", "--preset", "fastest"], "invalid choice 'fastest'"),
         (["--workdir", "W", "--preset"], "--preset"),

@@ -163,7 +163,8 @@ def test_each_epoch_is_trained_evaluated_and_saved_once(train):
     assert result.counts == [1] * 12
     assert [(row["epoch"], row["step"]) for row in result.rows] == [(1, 3), (2, 6), (3, 9), (4, 12)]
     assert list(result.saved) == [3, 6, 9, 12]
-    assert [line.split("  ")[0] for line in result.lines] == [f"epoch {i}/4" for i in (1, 2, 3, 4)]
+    epochs = [line.split("  ")[0] for line in result.lines if line.startswith("epoch")]
+    assert epochs == [f"epoch {i}/4" for i in (1, 2, 3, 4)]
     # The loss of a row is summed over its own epoch only.
     values, expected = 0, []
     for step in range(12):
@@ -207,7 +208,7 @@ def test_a_signal_saves_its_step_and_the_same_command_resumes(train, signum, ste
     assert stopped.sha256 is None
     assert signal.getsignal(signum) == handler
     resumed = train()
-    assert resumed.lines[0] == f"resuming from step {step} of 12"
+    assert f"start    resuming from step {step} of 12" in resumed.lines
     assert resumed.counts == [1] * (12 - step)
     assert_equal_runs(resumed, train("uninterrupted"))
 
@@ -316,7 +317,7 @@ def test_rows_of_several_seeds_and_validation(train):
     for row in result.rows:
         for name in ("train_loss", "validation_loss", "validation_accuracy", "test_accuracy"):
             assert len(row[name]["per_seed"]) == 3
-    assert "validation loss" in result.lines[0]
+    assert any("val loss  val acc" in line for line in result.lines)
     summary = read_summary(result.folder)
     assert summary
     assert summary.get("validation_accuracy") == result.rows[-1]["validation_accuracy"]
