@@ -3,11 +3,8 @@
 `python docs/generate.py` updates all pages; a test fails if one of them is out of date.
 """
 
-import ast
 import dataclasses
 import importlib
-import inspect
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from mnist_flax.core.config import PRESETS, Config, flag_name
-from mnist_flax.engine.cli import DataOptions
+from mnist_flax.engine.options import DataOptions, field_docs
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: (\w+) ?(\w*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -90,17 +87,6 @@ def state_leaves(config: Config) -> dict[str, tuple[str, str]]:
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
-
-
-def field_docs(kind: type) -> dict[str, str]:
-    """The text below each field of a dataclass and its bases, in one line."""
-    docs: dict[str, str] = {}
-    for base in kind.__mro__[:-1]:  # without `object`
-        definition: Any = ast.parse(inspect.getsource(base)).body[0]
-        for field, below in itertools.pairwise(definition.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
-    return docs
 
 
 def _option_name(field: str, hint: Any) -> str:

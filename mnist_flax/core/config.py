@@ -206,8 +206,8 @@ PRESETS = {
     # For the 1,437 training images of scikit-learn's digits.
     "digits": Config(
         dataset="digits",
-        epochs=80,
-        rotation_degrees=10.0,
+        epochs=40,
+        rotation_degrees=5.0,
         zoom=0.1,
         shear=0.1,
         elastic_pixels=0.4,

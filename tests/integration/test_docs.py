@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from mnist_flax.core import config, train
-from mnist_flax.engine import checkpoint, cli
+from mnist_flax.engine import checkpoint
+from mnist_flax.engine.options import parse_options
 from mnist_flax.run import command
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,7 @@ def test_command_lines_parse(page):
             command.parse(arguments)
         else:
             options: Any = importlib.import_module(f"mnist_flax.{name}").Options
-            cli.parse_options(options, name, arguments)
+            parse_options(options, name, arguments)
 
 
 def test_pages_have_command_lines():
