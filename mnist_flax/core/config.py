@@ -206,7 +206,7 @@ PRESETS = {
     # For the 1,437 training images of scikit-learn's digits.
     "digits": Config(
         dataset="digits",
-        epochs=40,
+        epochs=80,
         rotation_degrees=5.0,
         zoom=0.1,
         shear=0.1,

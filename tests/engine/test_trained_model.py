@@ -1,5 +1,7 @@
 """Trained networks from a workdir: their predictions, and what is refused."""
 
+import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -10,9 +12,18 @@ import pytest
 
 import mnist_flax
 from mnist_flax import run
-from mnist_flax.core.config import Config, UserError
+from mnist_flax.core.config import PRESETS, Config, UserError
 from mnist_flax.core.inference import loss_and_accuracy, probabilities
-from mnist_flax.engine.trained_model import TrainedModel, load_trained
+from mnist_flax.data.dataset import load_dataset
+from mnist_flax.engine.checkpoint import tree_sha256
+from mnist_flax.engine.options import RunOptions
+from mnist_flax.engine.trained_model import (
+    PRETRAINED,
+    TrainedModel,
+    load_selected,
+    load_trained,
+    read_pretrained_card,
+)
 from tests.conftest import SMALL, read_summary
 
 
@@ -93,3 +104,44 @@ def test_a_folder_without_a_trained_run_is_refused(small_run, tmp_path):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"is damaged: state/manifest\.ocdbt is not as it was"):
         load_trained(tmp_path)
+
+
+def test_the_pretrained_network_is_that_of_its_card():
+    card = read_pretrained_card()
+    content = (PRETRAINED / "mnist.safetensors").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == card["safetensors_sha256"]
+    assert len(content) == card["safetensors_bytes"] < 400_000
+    trained = mnist_flax.load()
+    assert tree_sha256(trained.params) == card["params_sha256"]
+    assert trained.num_parameters == card["parameters"] == 81_066
+    assert trained.config == dataclasses.replace(PRESETS["best"], dataset="mnist")
+    assert (trained.seeds, trained.step) == ([0], card["steps"])
+    low, high = card["test_accuracy_ci95"]
+    assert low < card["test_accuracy"] < high
+    text = (PRETRAINED / "README.md").read_text(encoding="utf-8")
+    for value in (f"{card['test_accuracy']:.2%}", card["safetensors_sha256"], card["commit"][:12]):
+        assert value in text
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_the_pretrained_network_has_the_accuracy_of_its_card(manual_dir, tmp_path):
+    images, labels = load_dataset("mnist", tmp_path, manual_dir).test
+    correct = int((mnist_flax.load().predict(images) == labels).sum())
+    # Another processor may round another way: one image of 10,000.
+    assert abs(correct - round(10_000 * read_pretrained_card()["test_accuracy"])) <= 1
+
+
+def test_a_checkpoint_or_seed_of_the_pretrained_network_is_refused():
+    for arguments in ({"checkpoint": "best"}, {"seed_index": 0}):
+        with pytest.raises(UserError, match="can only be chosen of a run: name its workdir"):
+            mnist_flax.load(**arguments)
+
+
+def test_commands_say_that_they_use_the_pretrained_network(capsys):
+    accuracy = f"{read_pretrained_card()['test_accuracy']:.2%}"
+    assert load_selected(RunOptions()).num_parameters == 81_066
+    assert capsys.readouterr().err == (
+        f"using the pretrained network ({accuracy} of MNIST's test images); "
+        "--workdir takes a run of your own\n"
+    )

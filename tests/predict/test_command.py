@@ -121,6 +121,13 @@ def test_images_of_the_same_name_are_saved_separately(small_run, tmp_path, monke
     assert saved == {"a.png.png", f"{outside}.png", "b/a.png.png", "b_a.png.png"}
 
 
+def test_a_photo_is_read_before_any_training(capsys):
+    photo = Path(__file__).parents[2] / "docs" / "images" / "seven.jpg"
+    code, (prediction,), (note,) = predict_json(capsys, str(photo))
+    assert (code, prediction["digit"], prediction["low_confidence"]) == (0, 7, False)
+    assert note.startswith("using the pretrained network")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

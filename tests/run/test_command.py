@@ -1,5 +1,6 @@
 """The command: what it prints, writes and refuses."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from mnist_flax import run
-from mnist_flax.core.config import PRESETS
+from mnist_flax.core.config import PRESETS, UserError
+from mnist_flax.data import dataset
+from mnist_flax.data.download import DataUnavailable
 from mnist_flax.engine import distributed
+from mnist_flax.engine.workdir import read_config
 from mnist_flax.run import command, loop
 from mnist_flax.run.signals import TrainingInterrupted
 from tests.conftest import SMALL, read_metrics, read_summary, without_timing
@@ -243,6 +247,39 @@ def test_flags_override_the_preset(monkeypatch, tmp_path):
     monkeypatch.delenv("MNIST_FLAX_MANUAL_DIR")
     expected = run.Options(config=PRESETS["default"], workdir=Path("w"))
     assert command.parse(["--workdir", "w"]) == expected
+
+
+def test_the_fallback_is_the_preset_digits_with_the_given_flags():
+    preset = PRESETS["digits"]
+    assert command.parse_fallback(["--workdir", "w"]) == preset
+    # Also a flag whose value is that of `default`.
+    assert command.parse_fallback(["--epochs", "5"]) == dataclasses.replace(preset, epochs=5)
+    quick = dataclasses.replace(PRESETS["quick"], dataset="digits")
+    assert command.parse_fallback(["--preset", "quick", "--dataset", "auto"]) == quick
+    with pytest.raises(UserError, match="larger than the 1,437 training images"):
+        command.parse_fallback(["--batch-size", "2000"])
+
+
+def test_without_mnist_the_fallback_is_trained_and_the_same_command_knows_it(
+    tmp_path, monkeypatch, capsys
+):
+    def refuse(*_):
+        raise DataUnavailable("mnist is not here")
+
+    monkeypatch.setattr(dataset, "load_tfds", refuse)
+    small = dataclasses.replace(PRESETS["digits"], epochs=1, batch_size=512)
+    monkeypatch.setitem(PRESETS, "digits", small)
+    arguments = ["--workdir", str(tmp_path / "run"), "--no-report"]
+    assert run.main(arguments) == 0
+    output = capsys.readouterr()
+    assert "recipe   preset digits\n" in output.out
+    assert "THE RESULTS ARE NOT MNIST RESULTS" in output.err
+    assert "mnist-flax predict IMAGE..." in output.err
+    assert read_config(tmp_path / "run") == small
+    assert run.main(arguments) == 0
+    assert "holds this run, which is finished: digits" in capsys.readouterr().out
+    assert run.main([*arguments, "--epochs", "5"]) == 2
+    assert "--epochs was 1, now 5" in capsys.readouterr().err
 
 
 def test_the_reference_preset_is_the_recipe_of_the_tutorial():
