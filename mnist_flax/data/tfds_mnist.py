@@ -114,7 +114,7 @@ def _write_cache(name: str, folder: Path, splits: dict[str, Arrays]) -> None:
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
     temporary = folder / f"tmp_{CACHE_NAME}"  # removed by `lock_folder` if it stays behind
     with contextlib.suppress(OSError):  # a read-only data folder works too, only slower
-        np.savez(temporary, allow_pickle=False, **arrays)
+        np.savez(temporary, **arrays)
         temporary.replace(folder / CACHE_NAME)
 
 
