@@ -102,15 +102,13 @@ def render_html(
 def summary_lines(evaluation: Evaluation) -> list[str]:
     """The most important results, for a terminal."""
     networks = len(evaluation["seeds"])
-    lines = [
-        f"the {networks} networks together, by their mean probability: "
-        * (networks > 1)
-        + f"{len(evaluation['misclassified']):,} of {evaluation['examples']:,} "
-        f"{evaluation['split']} images misclassified (accuracy {_format_interval(evaluation)} with "
-        "95% confidence)"
-    ]
+    lines = [f"by the mean probability of the {networks} networks:"] if networks > 1 else []
+    lines.append(
+        f"{len(evaluation['misclassified']):,} of {evaluation['examples']:,} {evaluation['split']} "
+        f"images misclassified (accuracy {_format_interval(evaluation)}, 95% interval)"
+    )
     if evaluation["top_confusions"]:
-        lines.append(f"most frequent confusions: {_format_confusions(evaluation, 5)}")
+        lines.append(f"most often confused: {_format_confusions(evaluation, 4)}")
     return lines
 
 

@@ -66,12 +66,13 @@ def _predict_files(argv: Sequence[str]) -> int:
         raise UserError("no images: name files, or a folder of them")
     if not 1 <= options.top_k <= 10:
         raise UserError(f"--top-k must be from 1 to 10, but is {options.top_k}")
+    paths = list(find_images(options.images))
     from mnist_flax.engine.trained_model import load_selected
 
     cli.initialize_jax()
     trained = load_selected(options)
     exit_code = 0
-    for path in find_images(options.images):
+    for path in paths:
         try:
             prediction = predict_file(trained, path, options.top_k, options.save_preprocessed)
         except UserError as error:

@@ -28,7 +28,16 @@ def console() -> "Console":
     """The output of all lines of a run, which keeps them apart from the live line."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, force_jupyter=False)
+    # A notebook sets FORCE_COLOR, which rich takes for a terminal.
+    is_terminal = sys.stdout.isatty()
+    return Console(
+        force_jupyter=False,
+        force_terminal=is_terminal,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+    )
 
 
 def print_line(line: str) -> None:

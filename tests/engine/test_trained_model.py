@@ -133,9 +133,11 @@ def test_the_pretrained_network_has_the_accuracy_of_its_card(manual_dir, tmp_pat
 
 
 def test_a_checkpoint_or_seed_of_the_pretrained_network_is_refused():
-    for arguments in ({"checkpoint": "best"}, {"seed_index": 0}):
-        with pytest.raises(UserError, match="can only be chosen of a run: name its workdir"):
-            mnist_flax.load(**arguments)
+    message = "can only be chosen of a run: name its workdir"
+    with pytest.raises(UserError, match=message):
+        mnist_flax.load(checkpoint="best")
+    with pytest.raises(UserError, match=message):
+        mnist_flax.load(seed_index=0)
 
 
 def test_commands_say_that_they_use_the_pretrained_network(capsys):

@@ -41,7 +41,9 @@ def test_interrupted_experiments_resume(tmp_path):
         start_new_session=True,  # all of it receives the signal, as from a terminal
     ) as process:
         assert process.stdout
-        before = "".join(itertools.takewhile(lambda line: "epoch 1/" not in line, process.stdout))
+        before = "".join(
+            itertools.takewhile(lambda line: "epoch  1/60" not in line, process.stdout)
+        )
         os.killpg(process.pid, signal.SIGINT)
         after = process.stdout.read()
     assert process.returncode == 130
@@ -49,7 +51,7 @@ def test_interrupted_experiments_resume(tmp_path):
     assert "epoch 60/60" not in after
     assert not list(tmp_path.glob("*.json"))
     finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert "epoch 1/" not in finished
+    assert "epoch  1/60" not in finished
     assert "epoch 60/60" in finished
     result = json.loads((tmp_path / "accuracy_best.json").read_text())
     assert result["n"] == 1

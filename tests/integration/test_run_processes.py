@@ -75,7 +75,7 @@ def test_a_signal_saves_and_stops_the_training(small_run, tmp_path, capsys):
         wait_for_rows(process, tmp_path, rows + 1)
         process.send_signal(signum)
         output, errors = process.communicate()
-        assert output.startswith(resuming)
+        assert resuming in output
         assert process.returncode == code
         assert f"stopped by {signum.name}, saved at step" in errors
         assert "the same command resumes from there" in errors
@@ -85,7 +85,7 @@ def test_a_signal_saves_and_stops_the_training(small_run, tmp_path, capsys):
         assert not (tmp_path / "summary.json").exists()
         rows, resuming = len(read_metrics(tmp_path)), f"resuming from step {saved} of 48"
     assert run.main(arguments) == 0
-    assert capsys.readouterr().out.startswith(resuming)
+    assert resuming in capsys.readouterr().out
     assert_same_run(tmp_path, small_run)
 
 
