@@ -4,6 +4,7 @@ Each value is in a `<title>`, which browsers show without a script.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -57,7 +58,7 @@ def line_chart(
     content = frame.draw(x, y, _whole, tick_text, x_name)
     for line in lines:
         content += _draw_line(line, x, y)
-    middles = [x((a + b) / 2) for a, b in zip(xs, xs[1:], strict=False)]
+    middles = [x((a + b) / 2) for a, b in itertools.pairwise(xs)]
     edges = [frame.left, *middles, frame.right]
     for value, left, right in zip(xs, edges, edges[1:], strict=False):
         title = element("title", _describe_values(lines, value, x_name, value_text))

@@ -31,7 +31,7 @@ def draw_curves(metrics: Sequence[MetricsRow]) -> dict[str, Markup]:
     errors = [_line(rows, f"{x}_accuracy", SPLITS[x], x) for x in splits if x != "train"]
     rates = [row["learning_rate"] for row in rows]
     epochs = [row["epoch"] for row in rows]
-    rate = Line("learning rate", "train", epochs, rates)
+    rate = Line("learning rate", "rate", epochs, rates)
     return {
         "loss": _log_chart("Loss", losses, _plain, "{:.4f}".format),
         "error": _log_chart("Error rate", errors, _plain_percent, "{:.2%}".format),
@@ -71,9 +71,7 @@ def _line(rows: Sequence[MetricsRow], field: str, name: str, style: str) -> Line
     return Line(name, style, [row["epoch"] for row in rows], means, ranges)
 
 
-def _log_chart(
-    what: str, lines: Sequence[Line], tick_text: Format, value_text: Format
-) -> Markup:
+def _log_chart(what: str, lines: Sequence[Line], tick_text: Format, value_text: Format) -> Markup:
     ends = [end for line in lines for pair in line.band or [] for end in pair]
     ticks = log_ticks([*ends, *(value for line in lines for value in line.y)])
     results = ", ".join(f"{line.name} {value_text(line.y[-1])}" for line in lines)

@@ -63,12 +63,11 @@ def format_loss(value: SeedValue) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`25 s`, `12 min 30 s` or `2 h 05 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    """`77 s`, `12.5 min` or `2.1 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 99.95 else f"{minutes / 60:,.1f} h"
 
 
 def format_value(value: object) -> str:

@@ -39,9 +39,12 @@ def heat(values: np.ndarray, highest: float) -> np.ndarray:
 
 
 def signed(values: np.ndarray) -> np.ndarray:
-    """Orange where positive, violet where negative, and stronger if larger: uint8 [..., 4]."""
+    """Orange where positive, violet where negative, and stronger if larger: uint8 [..., 4].
+
+    The square root keeps small values visible.
+    """
     colors = np.where(values[..., None] > 0, POSITIVE, NEGATIVE)
-    alpha = 255 * np.abs(values) / max(np.abs(values).max(), 1e-30)
+    alpha = 255 * np.sqrt(np.abs(values) / max(np.abs(values).max(), 1e-30))
     return np.concatenate([colors, alpha[..., None]], axis=-1).round().astype(np.uint8)
 
 

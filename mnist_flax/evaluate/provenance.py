@@ -21,7 +21,9 @@ VERSIONS = ("mnist-flax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "
 def saved_at(folder: Path, step: int | None = None) -> datetime | None:
     """When a checkpoint of a run was saved, by default its latest; None if nothing says so."""
     checkpoints = folder / workdir.CHECKPOINTS
-    paths = checkpoints.glob(f"*/{METADATA}") if step is None else [checkpoints / f"{step}" / METADATA]
+    paths = (
+        checkpoints.glob(f"*/{METADATA}") if step is None else [checkpoints / f"{step}" / METADATA]
+    )
     times = [time for path in paths if (time := _read_time(path))]
     return max(times, default=None)
 
@@ -75,6 +77,8 @@ def code_version() -> str | None:
         # An environment may lie inside another project's checkout, which does not track it.
         git("ls-files", "--error-unmatch", str(Path(__file__)))
         changed = git("status", "--porcelain", "--untracked-files=no", str(folder))
-        return f"commit {git('rev-parse', '--short=12', 'HEAD')}" + ", changed since" * bool(changed)
+        return f"commit {git('rev-parse', '--short=12', 'HEAD')}" + ", changed since" * bool(
+            changed
+        )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,7 +1,6 @@
 """The report on a run: one HTML page that needs no network, and all figures as JSON."""
 
 import dataclasses
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ class Report:
     """The mean of each class, float [10, 28, 28], of the first network."""
     kernel: np.ndarray
     """Of the first network's first layer, float32 [3, 3, 1, channels]."""
-    pad: Markup = Markup()
+    pad: Markup | None = None
     """A part of the page to draw a digit on."""
 
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 Format = Callable[[float], str]
 
-RIGHT, TOP, BOTTOM = 12, 10, 36  # margins
+RIGHT, TOP, BOTTOM = 18, 10, 36  # margins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def whole_ticks(low: int, high: int, at_most: int = 7) -> list[float]:
     """Whole numbers from the lowest to the highest, with round ones between them."""
     if low == high:
         return [low - 0.5, low, low + 0.5]
-    gap = 0.5 * (high - low) / at_most
+    gap = 0.75 * (high - low) / at_most
     round_numbers = linear_ticks(low, high, at_most)
     inner = [x for x in round_numbers if low + gap < x < high - gap and x == round(x)]
     return [low, *inner, high]

@@ -4,7 +4,6 @@ Where the output is not a terminal, it is plain lines without colors, boxes or l
 """
 
 import contextlib
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator

@@ -50,9 +50,7 @@ class TensorBoard:
                 self._add(scalar(f"{name}_std", value["std"]), row["step"])
         self._writer.flush()
 
-    def finish(
-        self, config: Config, summary: Summary, pictures: Mapping[str, np.ndarray]
-    ) -> None:
+    def finish(self, config: Config, summary: Summary, pictures: Mapping[str, np.ndarray]) -> None:
         """Adds pictures, RGB, at the last step, and the config with its results."""
         if self._writer is None:
             return
