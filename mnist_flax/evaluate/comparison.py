@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def render_comparison(group: RunGroup) -> str:
     """The page."""
     rows = sort_rows(group.rows)
     first, *others = (row["name"] for row in group.rows)
-    shown = MAX_IMAGES // (2 * len(others))
+    shown = max(1, MAX_IMAGES // (2 * len(others)))
     title = f"{len(rows)} runs on {pages.dataset_title(group.dataset)}"
     draw = functools.cache(lambda index: _draw_image(group.images, index))
 
@@ -182,6 +183,7 @@ def render_comparison(group: RunGroup) -> str:
         title=title,
         first=first,
         rows=rows,
+        places=_shorten_paths(rows),
         examples=len(group.images),
         intervals=_draw_intervals(rows),
         curves=overlay_curves(
@@ -190,6 +192,13 @@ def render_comparison(group: RunGroup) -> str:
         styles={row["name"]: f"run{index % COLORS}" for index, row in enumerate(group.rows)},
         pairs=pairs,
     )
+
+
+def _shorten_paths(rows: Sequence[RunRow]) -> dict[str, str]:
+    """The workdir of each run without the folders that all have in common."""
+    paths = {row["name"]: Path(row["workdir"]).absolute() for row in rows}
+    common = os.path.commonpath([path.parent for path in paths.values()])
+    return {name: path.relative_to(common).as_posix() for name, path in paths.items()}
 
 
 def _draw_image(images: np.ndarray, index: int) -> str:
