@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mnist_flax.core.config import UserError
 from mnist_flax.engine.cli import run_command
 
-COMMANDS = ("run", "evaluate", "compare", "predict", "export", "demo")
+COMMANDS = ("run", "evaluate", "compare", "list", "predict", "export", "demo")
 
 
 def main() -> int:

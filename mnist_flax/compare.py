@@ -1,4 +1,4 @@
-"""The command `python -m mnist_flax.compare A B`: is B better than A, or is it noise?"""
+"""The command `python -m mnist_flax.compare A B ...`: is one better, or is it noise?"""
 
 import dataclasses
 import json
@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DataOptions):
-    """Compares two trained runs, or sets of seeds, on the same test images.
+    """Compares trained runs, or sets of seeds, on the same test images.
 
-    Example: mnist-flax compare runs/exp1 runs/exp2
+    Example: mnist-flax compare runs/exp1 runs/exp2 --html comparison.html
     """
 
     a: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="A")]
     """Workdir of a run."""
     b: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="B")]
     """Workdir of another run."""
+    more: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[C ...]")] = ()
+    """Workdirs of more runs. Each is compared with A."""
+    html: Path | None = None
+    """Also write a page with all results, curves and the images that changed."""
     json: bool = False
     """Print everything as JSON, with all images that changed."""
 
@@ -38,46 +42,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     def action(argv: Sequence[str]) -> int:
         options = parse_options(Options, cli.program_name("compare"), argv)
         cli.initialize_jax()
-        result = compare_runs(options.a, options.b, options.data_dir, options.manual_dir)
-        print(json.dumps(result, indent=2) if options.json else describe(result))
+        from mnist_flax.evaluate import comparison
+
+        folders = (options.a, options.b, *options.more)
+        where = (options.data_dir, options.manual_dir, cli.print_status)
+        group = comparison.compare_folders(folders, *where)
+        if options.json:
+            many = {"leaderboard": group.rows, "comparisons": group.comparisons}
+            print(json.dumps(many if options.more else group.comparisons[0], indent=2))
+        else:
+            describe_all = comparison.describe_group
+            print(describe_all(group) if options.more else describe(group.comparisons[0]))
+        if options.html:
+            _write_page(options.html, comparison.render_comparison(group))
         return 0
 
     return cli.run_command(action, argv)
 
 
+def _write_page(path: Path, page: str) -> None:
+    from mnist_flax.engine.files import write_text
+
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+    cli.print_status(f"wrote {path}")
+
+
 def compare_runs(
     a: Path, b: Path, data_dir: Path | None = None, manual_dir: Path | None = None
 ) -> "RunComparison":
-    """Compares two trained runs on the test images of their dataset.
+    """Compares two trained runs on the test images of their dataset; errors as there."""
+    from mnist_flax.evaluate.comparison import compare_folders
 
-    If they share two seeds or more, only those are compared, in pairs. Raises a UserError if one
-    holds no trained run, or they are of different datasets.
-    """
-    import numpy as np
-
-    from mnist_flax.data.dataset import load_dataset
-    from mnist_flax.engine.trained_model import load_trained
-    from mnist_flax.evaluate.significance import compare_logits
-
-    run_a, run_b = load_trained(a), load_trained(b)
-    dataset, other = run_a.config.dataset, run_b.config.dataset
-    if dataset != other:
-        raise UserError(f"{a} is a run on {dataset}, {b} on {other}: they cannot be compared")
-    images, labels = load_dataset(dataset, data_dir, manual_dir, log=cli.print_status).test
-    shared = sorted(set(run_a.seeds) & set(run_b.seeds))
-    paired = len(shared) > 1
-    seeds_a, seeds_b = (shared, shared) if paired else (run_a.seeds, run_b.seeds)
-    logits_a = run_a.logits(images)[np.array(seeds_a) - run_a.config.seed]
-    logits_b = run_b.logits(images)[np.array(seeds_b) - run_b.config.seed]
-    return {
-        "a": {"workdir": str(a), "step": run_a.step, "seeds": seeds_a},
-        "b": {"workdir": str(b), "step": run_b.step, "seeds": seeds_b},
-        **compare_logits(logits_a, logits_b, labels, paired),
-    }
+    return compare_folders((a, b), data_dir, manual_dir, cli.print_status).comparisons[0]
 
 
 def describe(result: "RunComparison", max_images: int = 5) -> str:
     """The comparison as text, with the first `max_images` images that changed each way."""
+    from mnist_flax.evaluate.comparison import format_interval
+
     runs = (("A", result["a"], result["accuracy_a"]), ("B", result["b"], result["accuracy_b"]))
     lines = [
         f"{name}  {format_percent(accuracy)}  {len(run['seeds'])} "
@@ -89,9 +94,9 @@ def describe(result: "RunComparison", max_images: int = 5) -> str:
     lines += [
         "",
         f"B - A  {100 * result['difference']:+.3f} points",
-        f"  95% over seeds        {_format_interval(over_seeds)}"
+        f"  95% over seeds        {format_interval(over_seeds)}"
         + f"  ({seeds})" * bool(over_seeds),
-        f"  95% over test images  {_format_interval(over_images)}",
+        f"  95% over test images  {format_interval(over_images)}",
         f"  McNemar's exact test  p = {result['mcnemar_p']:.3g}"
         + "  (of the seeds' mean probabilities)" * bool(over_seeds),
     ]
@@ -107,12 +112,6 @@ def describe(result: "RunComparison", max_images: int = 5) -> str:
         if len(images) > max_images:
             lines.append(f"  and {len(images) - max_images} more; --json lists them")
     return "\n".join([*lines, "", result["verdict"]])
-
-
-def _format_interval(interval: Sequence[float] | None) -> str:
-    if interval is None:
-        return "unknown: it takes more than one seed"
-    return f"{100 * interval[0]:+.3f} to {100 * interval[1]:+.3f} points"
 
 
 if __name__ == "__main__":

@@ -46,6 +46,45 @@ def test_only_shared_seeds_are_compared(tmp_path):
     assert (unpaired["a"]["seeds"], unpaired["b"]["seeds"]) == ([0, 1, 2], [3, 4])
 
 
+def test_a_page_is_written_besides_the_text(small_run, tmp_path, capsys):
+    page = tmp_path / "comparison.html"
+    assert compare.main([str(small_run), str(small_run)]) == 0
+    text = capsys.readouterr().out
+    assert compare.main([str(small_run), str(small_run), "--html", str(page)]) == 0
+    output, errors = capsys.readouterr()
+    assert output == text
+    assert errors.endswith(f"wrote {page}\n")
+    assert "<h1>2 runs on scikit-learn&#39;s digits</h1>" in page.read_text(encoding="utf-8")
+    missing = tmp_path / "missing" / "page.html"
+    assert compare.main([str(small_run), str(small_run), "--html", str(missing)]) == 2
+    message = f"error: cannot write to {missing}: No such file or directory\n"
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_more_than_two_runs_are_compared_with_the_first(small_run, capsys):
+    folders = [str(small_run)] * 3
+    assert compare.main(folders) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:3] for line in lines] == [
+        "run",
+        "A  ",
+        "B  ",
+        "C  ",
+        "",
+        "B -",
+        "No ",
+        "",
+        "C -",
+        "No ",
+    ]
+    assert compare.main([*folders, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in result["leaderboard"]] == ["A", "B", "C"]
+    accuracy = json.loads((small_run / "summary.json").read_text())["test_accuracy"]
+    assert {row["test_accuracy"] for row in result["leaderboard"]} == {accuracy}
+    assert [x["difference"] for x in result["comparisons"]] == [0, 0]
+
+
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(small_run, tmp_path, capsys):
     untrained, other = tmp_path / "untrained", tmp_path / "other"
     stored = json.loads((small_run / "config.json").read_text())
@@ -57,6 +96,7 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(small_run, tmp_pat
         (str(small_run), str(tmp_path / "missing")): "holds no run",
         (str(small_run), str(untrained)): "nothing has been trained",
         (str(small_run), str(other)): "cannot be compared",
+        (str(small_run), str(small_run), str(other)): "cannot be compared",
         (str(small_run),): "--help",
     }
     for arguments, message in cases.items():

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 # What a command line loads before it is parsed.
-COMMANDS = ("run", "evaluate", "compare", "predict", "export", "demo")
+COMMANDS = ("run", "evaluate", "compare", "list", "predict", "export", "demo")
 LIGHT = ("mnist_flax", "mnist_flax.__main__", *(f"mnist_flax.{command}" for command in COMMANDS))
 
 

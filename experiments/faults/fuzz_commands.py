@@ -188,12 +188,15 @@ def damaged_config(folder: Path) -> fuzz.Experiment:
 
 def damaged_results(folder: Path) -> fuzz.Experiment:
     """The commands that read `summary.json` and `metrics.jsonl`, and draw a report of them."""
-    from mnist_flax.evaluate import plots, report
+    import numpy as np
+
+    from mnist_flax.evaluate import report
 
     workdir = fuzz.tiny_run(folder)
     summary, metrics = (workdir / name for name in ("summary.json", "metrics.jsonl"))
     intact = {file: file.read_bytes() for file in (summary, metrics)}
-    report.make_figures = lambda *args: {"curves": plots.curves(args[3])} if args[3] else {}
+    # The slow part of a report, which does not depend on these files.
+    report.explain_classes = lambda *_: np.zeros((2, 10, 28, 28))
 
     def check(case: tuple[Path, bytes]) -> Outcome:
         for file, content in (intact | dict([case])).items():

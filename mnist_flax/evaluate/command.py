@@ -126,12 +126,10 @@ def _write_report(
 ) -> None:
     from mnist_flax.evaluate import report
 
-    config = workdir.read_config(folder) or trained.config
-    metrics, summary = workdir.read_metrics(folder), workdir.read_summary(folder)
-    figures = report.make_figures(trained, *split, metrics, evaluation)
+    made = report.make_report(folder, trained, *split, evaluation)
     target = folder / workdir.REPORT
     try:
-        report.write_report(target, config, metrics, summary, evaluation, figures)
+        report.write_report(target, made)
     except OSError as error:
         raise UserError(
             f"cannot write to {target}: {error.strerror or error}; --no-report evaluates without "

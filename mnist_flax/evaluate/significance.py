@@ -106,10 +106,10 @@ def seed_interval(a: np.ndarray, b: np.ndarray, paired: bool) -> list[float] | N
     return [float(end) for end in test.confidence_interval(LEVEL)]
 
 
-def verdict(result: Comparison) -> str:
-    """The conclusion from the tests, in a sentence or two."""
+def verdict(result: Comparison, a: str = "A", b: str = "B") -> str:
+    """The conclusion from the tests, in a sentence or two, on runs with these names."""
     points = f"{100 * abs(result['difference']):.2f} points"
-    better, worse = ("B", "A") if result["difference"] > 0 else ("A", "B")
+    better, worse = (b, a) if result["difference"] > 0 else (a, b)
     if not (result["difference"] or result["only_a_correct"] or result["only_b_correct"]):
         return "No difference at all."
     if result["interval95_over_seeds"] is None:

@@ -4,16 +4,16 @@ Where the output is not a terminal, it is plain lines without colors, boxes or l
 """
 
 import contextlib
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_flax.core.config import PRESETS, Config, flag_name
+from mnist_flax.core.config import Config
 from mnist_flax.engine import cli, distributed
 from mnist_flax.engine.environment import Environment
+from mnist_flax.engine.recipe import describe_recipe
 from mnist_flax.engine.seed_stats import format_percent, mean_of, per_seed
 from mnist_flax.engine.workdir import MetricsRow, Summary
 
@@ -73,25 +73,6 @@ def describe_start(
         rows["start"] = f"resuming from step {step:,} of {config.total_steps:,}"
     lines = [f"{name:<9}{value}" for name, value in rows.items()]
     return [*lines, "", _table_header(config)] if step < config.total_steps else lines
-
-
-def describe_recipe(config: Config) -> str:
-    """The preset that a config is closest to, and the flags that make the difference."""
-    differences = {name: _flags(config, preset) for name, preset in PRESETS.items()}
-    name = min(differences, key=lambda name: len(differences[name]))
-    return " ".join(
-        [f"preset {name}", *(["with"] if differences[name] else []), *differences[name]]
-    )
-
-
-def _flags(config: Config, preset: Config) -> list[str]:
-    """The flags that make a preset this config; the seeds and the dataset are shown elsewhere."""
-    shown_elsewhere = ("dataset", "seed", "num_seeds")
-    return [
-        f"{flag_name(name)} {value}"
-        for name, value in dataclasses.asdict(config).items()
-        if name not in shown_elsewhere and value != getattr(preset, name)
-    ]
 
 
 def _table_header(config: Config) -> str:

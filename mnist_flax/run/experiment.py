@@ -172,7 +172,7 @@ def _write_report(
     summary: Summary,
     log: Log,
 ) -> None:
-    """Evaluates in detail, and writes the report and TensorBoard's figures."""
+    """Evaluates in detail, and writes the report and TensorBoard's pictures."""
     from mnist_flax.evaluate import metrics as metrics_lib  # takes seconds to import
     from mnist_flax.evaluate import report
 
@@ -181,11 +181,10 @@ def _write_report(
     evaluation = metrics_lib.evaluate_logits(
         trained, dataset.name, "test", logits["test"], labels, held_out
     )
-    figures = report.make_figures(trained, images, labels, metrics, evaluation)
-    config = trained.config
-    report.write_report(folder / workdir.REPORT, config, metrics, summary, evaluation, figures)
+    made = report.make_report(folder, trained, images, labels, evaluation, summary)
+    report.write_report(folder / workdir.REPORT, made)
     with TensorBoard(folder / workdir.TENSORBOARD, metrics) as board:
-        board.finish(config, summary, figures)
+        board.finish(trained.config, summary, report.draw_pictures(made))
     for line in report.summary_lines(evaluation):
         log(line)
 

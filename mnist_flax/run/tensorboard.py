@@ -1,7 +1,6 @@
-"""TensorBoard's event files, without TensorFlow: scalars, figures and hyperparameters."""
+"""TensorBoard's event files, without TensorFlow: scalars, pictures and hyperparameters."""
 
 import dataclasses
-import io
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -51,15 +50,13 @@ class TensorBoard:
                 self._add(scalar(f"{name}_std", value["std"]), row["step"])
         self._writer.flush()
 
-    def finish(self, config: Config, summary: Summary, figures: Mapping[str, bytes]) -> None:
-        """Adds the report's figures at the last step, and the config with its results."""
+    def finish(self, config: Config, summary: Summary, pictures: Mapping[str, np.ndarray]) -> None:
+        """Adds pictures, RGB, at the last step, and the config with its results."""
         if self._writer is None:
             return
-        from PIL import Image
         from tensorboardX.summary import hparams, image, scalar
 
-        for name, png in figures.items():
-            pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        for name, pixels in pictures.items():
             self._add(image(name, pixels, dataformats="HWC"), summary["steps"])
         results = {
             "result/test_accuracy": mean_of(summary["test_accuracy"]),

@@ -46,7 +46,8 @@ def test_command_report_summary_and_metrics_agree(small_run, capsys):
     assert evaluation["loss"] == summary["test_loss"]
     assert evaluation["correct"] == round(360 * evaluation["accuracy"])
     page = (small_run / "report" / "index.html").read_text(encoding="utf-8")
-    assert f"{evaluation['accuracy']:.2%} accuracy on 360 test images" in page
+    assert f"<span>{evaluation['accuracy']:.2%}</span>" in page
+    assert "Evaluated on 360 test images" in page
 
 
 @pytest.mark.nightly
@@ -78,7 +79,6 @@ def test_the_report_is_written_again_with_corruptions(validated_run, capsys):
     assert "expected calibration error" in text
     assert "inversion" in text
     assert len(text.splitlines()) < 40
-    assert (validated_run / "report" / "robustness.png").exists()
     assert "<h2>Robustness</h2>" in (validated_run / "report" / "index.html").read_text("utf-8")
 
 

@@ -48,7 +48,7 @@ def test_several_seeds_are_shown_as_mean_and_deviation(tmp_path):
     assert scalars(tmp_path, "test_loss_std") == [(12, pytest.approx(0.5 / 2**0.5))]
 
 
-def test_the_event_file_of_a_run_holds_metrics_figures_and_hyperparameters(small_run):
+def test_the_event_file_of_a_run_holds_metrics_pictures_and_hyperparameters(small_run):
     folder = small_run / "tensorboard"
     board = read(folder)
     for row in read_metrics(small_run):
@@ -57,7 +57,8 @@ def test_the_event_file_of_a_run_holds_metrics_figures_and_hyperparameters(small
     assert scalars(folder, "result/test_accuracy") == [
         (read_summary(small_run)["steps"], pytest.approx(read_summary(small_run)["test_accuracy"]))
     ]
-    assert {"confusion", "misclassified"} <= set(board.Tags()["images"])
+    pictures = {"confusion", "filters", "misclassified", "saliency"}
+    assert set(board.Tags()["images"]) == pictures
     (event,) = board.Images("confusion")
     assert event.step == read_summary(small_run)["steps"]
     assert event.encoded_image_string.startswith(b"\x89PNG")
