@@ -1,11 +1,11 @@
 """A pad to draw digits on, in a web page, with a network inside that answers while one draws."""
 
 import base64
+from importlib import metadata
 
 import numpy as np
 from markupsafe import Markup
 
-import mnist_flax
 from mnist_flax.core import model
 from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.evaluate.pages import render_page
@@ -46,7 +46,7 @@ def render_drawing_page(trained: TrainedModel, upload: bool = False) -> str:
         parameters=trained.num_parameters,
         dataset=DATASETS.get(trained.config.dataset, trained.config.dataset),
         step=trained.step,
-        version=mnist_flax.__version__,
+        version=metadata.version("mnist-flax"),
     )
 
 

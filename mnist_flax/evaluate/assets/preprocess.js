@@ -83,12 +83,13 @@ globalThis.mnistPreprocess = (() => {
     const paper = { ...digit, pixels: mask.pixels.map((value) => 1 - value) };
     const depth = distanceTo(paper);
     const skeleton = skeletonize(mask);
-    const strokeWidth = 2 * skeleton.reduce((sum, pixel) => sum + depth[pixel], 0) / skeleton.length;
+    const depths = skeleton.reduce((sum, pixel) => sum + depth(pixel), 0);
+    const strokeWidth = 2 * depths / skeleton.length;
     const box = boundingBox(whereAbove(mask, 0), width);
     const missing = (MIN_STROKE * longest(box) / BOX - strokeWidth) / 2;
     if (missing <= 0) return digit;
-    const distance = distanceTo(mask);
-    const added = (index) => 255 * clip(missing + 0.5 - distance[index], 0, 1);
+    const distance = distanceTo(mask, missing + 1);
+    const added = (index) => 255 * clip(missing + 0.5 - distance(index), 0, 1);
     return { ...digit, pixels: pixels.map((value, index) => Math.max(value, added(index))) };
   }
 
@@ -132,8 +133,9 @@ globalThis.mnistPreprocess = (() => {
     return along(along(image, image.width), 1);
   }
 
-  /** The Euclidean distance of each pixel to the nearest one of a mask. */
-  function distanceTo({ pixels, width }) {
+  /** The Euclidean distance of a pixel to the nearest one of a mask, as a function of the pixel;
+      exact up to a limit. */
+  function distanceTo({ pixels, width }, limit = Infinity) {
     const inColumn = new Float32Array(pixels.length);
     for (let index = 0; index < pixels.length; index++) {
       inColumn[index] = pixels[index] ? 0 : index < width ? Infinity : inColumn[index - width] + 1;
@@ -141,19 +143,16 @@ globalThis.mnistPreprocess = (() => {
     for (let index = pixels.length - width - 1; index >= 0; index--) {
       inColumn[index] = Math.min(inColumn[index], inColumn[index + width] + 1);
     }
-    const distance = new Float32Array(pixels.length);
-    for (let index = 0; index < pixels.length; index++) {
+    return (index) => {
       const column = index % width;
       let nearest = inColumn[index] ** 2;
-      for (let step = 1; step * step < nearest && step < width; step++) {
+      for (let step = 1; step * step < nearest && step <= Math.min(limit, width); step++) {
         const left = step <= column ? inColumn[index - step] : Infinity;
         const right = step < width - column ? inColumn[index + step] : Infinity;
-        const vertical = Math.min(left, right);
-        nearest = Math.min(nearest, step * step + vertical * vertical);
+        nearest = Math.min(nearest, step ** 2 + left ** 2, step ** 2 + right ** 2);
       }
-      distance[index] = Math.sqrt(nearest);
-    }
-    return distance;
+      return Math.sqrt(nearest);
+    };
   }
 
   /** The pixels in the middle of strokes, by the thinning of Zhang and Suen; has an empty border. */
