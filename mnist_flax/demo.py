@@ -1,32 +1,41 @@
 """The command `python -m mnist_flax.demo`: a page on this machine for drawing digits.
 
-Needs the extra `demo` (Gradio). The page loads nothing from any other machine.
+The network runs in the page; only photos are sent to this program. Needs the extra `demo`
+(Starlette and Uvicorn). The page loads nothing from any other machine.
 """
 
+import asyncio
+import base64
 import dataclasses
-import functools
-import os
+import hashlib
+import re
+import socket
+import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypedDict
+from urllib.parse import urlsplit
 
 from mnist_flax.core.config import IMAGE_SHAPE, UserError
 from mnist_flax.engine import cli
 from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.options import RunOptions, parse_options
-from mnist_flax.predict.command import LOW_CONFIDENCE
 
 if TYPE_CHECKING:
-    import gradio
-    import numpy as np
-    from PIL import Image
+    from starlette.applications import Starlette
+    from starlette.requests import Request
 
     from mnist_flax.engine.trained_model import TrainedModel
 
 HOST = "127.0.0.1"
+HOST_NAMES = [HOST, "localhost"]
 TIMEOUT_SECONDS = 20.0
+MAX_BYTES = 20 * 2**20  # of an uploaded photo, as in `evaluate/assets/upload.js`
+MAX_AT_ONCE = 4  # photos
+TOO_LARGE = "The file is larger than 20 MB."
+TOO_SLOW = "That took too long. Try a smaller image."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,16 +49,16 @@ class Options(RunOptions):
     """Port of this machine, 127.0.0.1, to serve the page on."""
 
 
-class Answer(NamedTuple):
-    """What the page shows, in the order of its outputs."""
+class Answer(TypedDict, total=False):
+    """The answer to a photo: a message, or the network's input and the probabilities."""
 
-    image: "np.ndarray | None" = None
-    probabilities: dict[str, float] | None = None
-    saliency: "np.ndarray | None" = None
-    message: str = "Draw a digit, or upload one."
+    message: str
+    pixels: str
+    """The 28x28 bytes of the input, in Base64."""
+    probabilities: list[float]
 
 
-Answerer = Callable[["Image.Image | None"], Answer]
+Answerer = Callable[[bytes], Answer]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,136 +70,149 @@ def _serve(argv: Sequence[str]) -> int:
     options = parse_options(Options, cli.program_name("demo"), argv)
     if not 1 <= options.port <= 65_535:
         raise UserError(f"--port must be from 1 to 65,535, but is {options.port}")
+    for name in ("starlette", "uvicorn"):
+        import_extra(name, "demo")
     from mnist_flax.engine.trained_model import load_selected
+    from mnist_flax.evaluate.pad import render_drawing_page
 
-    _import_gradio()
     cli.initialize_jax()
-    page = build(answerer(load_selected(options)))
-    try:
-        page.launch(
-            server_name=HOST,
-            server_port=options.port,
-            share=False,
-            show_error=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size="20mb",
-            theme=_import_gradio().themes.Default(font=["sans-serif"], font_mono=["monospace"]),
-            footer_links=[],
-        )
-    except OSError as error:
-        raise UserError(f"port {options.port} is in use; choose another with --port") from error
-    print(f"draw a digit at http://{HOST}:{options.port} (press Ctrl-C to stop)", flush=True)
-    page.block_thread()
+    trained = load_selected(options)
+    page = render_drawing_page(trained, upload=True)
+    serve(make_app(page, answerer(trained)), options.port)
     return 0
 
 
+def serve(app: "Starlette", port: int) -> None:
+    """Serves until the process ends; raises a UserError if the port is in use."""
+    import uvicorn
+
+    try:
+        listener = socket.create_server((HOST, port))
+    except OSError as error:
+        raise UserError(f"port {port} is in use; choose another with --port") from error
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    # Outside the main thread it leaves the signals to this program.
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    print(f"draw a digit at http://{HOST}:{port} (press Ctrl-C to stop)", flush=True)
+    thread.join()
+
+
 def answerer(trained: "TrainedModel") -> Answerer:
-    """Compiles the function that makes of an image what the page shows."""
+    """Compiles the function that answers to the content of an image file."""
     import numpy as np
-    from matplotlib import colormaps
 
-    from mnist_flax.core.inference import saliency_map
-    from mnist_flax.predict.preprocess import to_mnist
+    from mnist_flax.predict.preprocess import read_image, to_mnist
 
-    params, config = trained.first_params(), trained.select_seed(0).config
-    blank = np.zeros((1, *IMAGE_SHAPE), np.uint8)
-    trained.probabilities(blank)  # so that the first visitor need not wait for the compilation
-    saliency_map(params, blank, config)
+    # So that the first visitor need not wait for the compilation.
+    trained.probabilities(np.zeros((1, *IMAGE_SHAPE), np.uint8))
 
-    def answer(image: "Image.Image | None") -> Answer:
-        if image is None:
-            return Answer()
-        try:
-            digit_image = to_mnist(image)
-        except UserError as error:
-            return Answer(message=f"{str(error).capitalize()}.")
-        probabilities = trained.probabilities(digit_image[None])[0]
-        saliency = np.asarray(saliency_map(params, digit_image[None], config))[0]
-        digit = int(probabilities.argmax())
-        warning = " (low)" if probabilities[digit] < LOW_CONFIDENCE else ""
-        return Answer(
-            _magnify(digit_image[..., 0]),
-            {str(digit): float(probability) for digit, probability in enumerate(probabilities)},
-            _magnify(colormaps["viridis"](saliency, bytes=True)[..., :3]),
-            f"# {digit}\nConfidence: {probabilities[digit]:.1%}{warning}",
-        )
+    def answer(content: bytes) -> Answer:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "photo")
+            path.write_bytes(content)
+            try:
+                image = to_mnist(read_image(path))
+            except UserError as error:
+                return {"message": _describe(error, path)}
+        probabilities = trained.probabilities(image[np.newaxis])[0]
+        pixels = base64.b64encode(image.tobytes()).decode()
+        return {"pixels": pixels, "probabilities": probabilities.tolist()}
 
     return answer
 
 
-def build(answer: Answerer) -> "gradio.Blocks":
-    """The page, not yet served; raises a UserError if Gradio is not installed."""
-    import numpy as np
-
-    gr = _import_gradio()
-    with gr.Blocks(title="mnist_flax", analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gr.Markdown("## Draw a digit")
-        with gr.Row():
-            with gr.Column():
-                with gr.Tab("Draw"):
-                    sketchpad = gr.Sketchpad(
-                        value=np.full((360, 360, 3), 255, np.uint8),
-                        label="A digit",
-                        type="pil",
-                        canvas_size=(360, 360),
-                        fixed_canvas=True,
-                        layers=False,
-                        transforms=(),
-                        buttons=[],
-                        brush=gr.Brush(default_size=18, colors=["#000000"], color_mode="fixed"),
-                    )
-                with gr.Tab("Upload"):
-                    # Not `Image`, which would open the file and report errors by itself.
-                    upload = gr.File(label="A photo or a scan of one digit")
-            with gr.Column():
-                message = gr.Markdown(Answer().message)
-                with gr.Row():
-                    image = gr.Image(label="Input of the network", buttons=[])
-                    saliency = gr.Image(label="Saliency", buttons=[])
-                digits = gr.Label(label="Probabilities", num_top_classes=10, show_heading=False)
-        outputs = [image, digits, saliency, message]
-        private = {"api_visibility": "private"}  # the API would show the paths of files
-        on_drawing = functools.partial(_with_timeout, _answer_drawing, answer)
-        sketchpad.input(on_drawing, sketchpad, outputs, show_progress="hidden", **private)
-        on_upload = functools.partial(_with_timeout, _answer_upload, answer)
-        upload.change(on_upload, upload, outputs, **private)
-    return page
+def _describe(error: UserError, path: Path) -> str:
+    """An error as a short sentence that tells no path."""
+    text = str(error)
+    if str(path) in text:
+        text = text.replace(str(path), "this file").partition(":")[0]
+    return f"{text[0].upper()}{text[1:]}."
 
 
-def _with_timeout(function: Callable[..., Answer], *args: object) -> Answer:
-    """The function's answer, unless it takes too long; it then ends in the background."""
-    worker = ThreadPoolExecutor(1)
-    try:
-        return worker.submit(function, *args).result(TIMEOUT_SECONDS)
-    except TimeoutError:
-        return Answer(message="That took too long. Try a smaller image.")
-    finally:
-        worker.shutdown(wait=False)
+def make_app(page: str, answer: Answerer) -> "Starlette":
+    """The server of the page, which answers to photos at `/predict`."""
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+
+    headers = security_headers(page)
+    workers = ThreadPoolExecutor(MAX_AT_ONCE)
+
+    async def show_page(_: "Request") -> Response:
+        return HTMLResponse(page, headers=headers)
+
+    async def show_icon(_: "Request") -> Response:
+        return Response(status_code=204, headers=headers)
+
+    async def predict(request: "Request") -> Response:
+        if not _is_same_origin(request):
+            return JSONResponse({"message": "Only this page may send photos."}, 403, headers)
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                content = await _read_body(request)
+                if content is None:
+                    return JSONResponse({"message": TOO_LARGE}, 413, headers)
+                # Of what takes too long, nobody waits for the end.
+                result = await asyncio.wrap_future(workers.submit(answer, content))
+        except ClientDisconnect:
+            return Response(headers=headers)  # which nobody gets
+        except TimeoutError:
+            return JSONResponse({"message": TOO_SLOW}, 503, headers)
+        return JSONResponse(result, headers=headers)
+
+    return Starlette(
+        routes=[
+            Route("/", show_page),
+            Route("/favicon.ico", show_icon),
+            Route("/predict", predict, methods=["POST"]),
+        ],
+        # Another site's name that leads to this machine is refused.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOST_NAMES)],
+    )
 
 
-def _answer_drawing(answer: Answerer, drawing: "dict[str, Image.Image] | None") -> Answer:
-    image = drawing["composite"] if drawing else None
-    return answer(image if image and image.getbbox() else None)
+def _is_same_origin(request: "Request") -> bool:
+    """Whether no other site sent it; browsers say so of every POST, other programs need not."""
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers["host"]
 
 
-def _answer_upload(answer: Answerer, path: str | None) -> Answer:
-    from mnist_flax.predict.preprocess import read_image
-
-    try:
-        return answer(read_image(Path(path)) if path else None)
-    except UserError:
-        return Answer(message="This file is not an image in a supported format.")
-
-
-def _magnify(image: "np.ndarray") -> "np.ndarray":
-    return image.repeat(8, axis=0).repeat(8, axis=1)
+async def _read_body(request: "Request") -> bytes | None:
+    """The body, whatever its header says of its length; None if it is too large."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BYTES:
+            return None
+    return bytes(content)
 
 
-def _import_gradio() -> ModuleType:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return import_extra("gradio", "demo")
+def security_headers(page: str) -> dict[str, str]:
+    """Headers by which a browser runs the page's own scripts alone, and asks no other machine."""
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(x.encode()).digest()).decode() for x in scripts]
+    policy = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'sha256-{x}'" for x in hashes),
+        "style-src": "'unsafe-inline'",
+        "img-src": "blob:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return {
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "Cache-Control": "no-store",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""The drawing page: its answers, and the page itself in a browser."""
+"""The server of the drawing page: its answers and refusals. See also `test_browser.py`."""
 
+import base64
+import contextlib
+import io
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from urllib.parse import urlparse
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -13,167 +18,208 @@ import requests
 from PIL import Image
 
 from mnist_flax import demo, load
-from tests.conftest import STROKES
+from mnist_flax.evaluate.pad import render_drawing_page
+from mnist_flax.predict.preprocess import to_mnist
 from tests.predict.test_preprocess import seven
 
-SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
+pytest.importorskip("starlette")
+uvicorn = pytest.importorskip("uvicorn")
+
+PAGE = "<script>let x = 1;</script><p>A page</p>"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def gradio():
-    return pytest.importorskip("gradio")  # takes seconds to import
+@contextlib.contextmanager
+def serving(page, answer):
+    """Serves a page in a thread; gives its address."""
+    listener = socket.create_server((demo.HOST, 0))
+    server = uvicorn.Server(uvicorn.Config(demo.make_app(page, answer), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://{demo.HOST}:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
-@pytest.fixture(scope="module")
-def answer(reader):
-    return demo.answerer(load(reader))
-
-
-@SLOW
-def test_answer_has_all_outputs_of_the_page(answer):
-    image, probabilities, saliency, message = answer(seven())
-    assert image.shape == (224, 224)
-    assert image.max() == 255
-    assert saliency.shape == (224, 224, 3)
-    assert np.ptp(saliency) > 100
-    assert list(probabilities) == [str(digit) for digit in range(10)]
-    assert sum(probabilities.values()) == pytest.approx(1)
-    digit = max(probabilities, key=probabilities.get)
-    assert message.startswith(f"# {digit}\nConfidence: {probabilities[digit]:.1%}")
-
-
-@SLOW
-def test_low_confidence_is_reported(answer, monkeypatch):
-    for threshold, is_low in ((0.0, False), (1.1, True)):
-        monkeypatch.setattr(demo, "LOW_CONFIDENCE", threshold)
-        assert answer(seven()).message.endswith(" (low)") == is_low
-
-
-@SLOW
-def test_inputs_without_a_digit_get_a_message(answer, tmp_path):
-    invitation = (None, None, None, "Draw a digit, or upload one.")
-    assert answer(None) == invitation
-    assert answer(Image.new("L", (90, 90), 255))[3] == "No digit found: the image is blank."
-    (tmp_path / "text.png").write_text("not an image")
-    message = demo._answer_upload(answer, str(tmp_path / "text.png"))[3]
-    assert message == "This file is not an image in a supported format."
-    assert demo._answer_upload(answer, None) == invitation
-    empty = {"composite": Image.new("RGBA", (360, 360))}
-    assert demo._answer_drawing(answer, None) == demo._answer_drawing(answer, empty) == invitation
-
-
-@SLOW
-def test_slow_answers_are_abandoned(monkeypatch):
-    monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 0.01)
-    abandoned = threading.Event()
-    answer = demo._with_timeout(lambda: demo.Answer(message=f"late: {abandoned.wait(60)}"))
-    assert answer.message == "That took too long. Try a smaller image."
-    abandoned.set()
-    monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 20)
-    assert demo._with_timeout(lambda text: demo.Answer(message=text), "ok").message == "ok"
+def encoded(image, kind="PNG"):
+    content = io.BytesIO()
+    image.save(content, kind)
+    return content.getvalue()
 
 
 @pytest.fixture(scope="module")
-def served(reader):
-    """The demo in a subprocess, and its address."""
+def trained(small_run):
+    return load(small_run)
+
+
+@pytest.fixture(scope="module")
+def answer(trained):
+    return demo.answerer(trained)
+
+
+@pytest.fixture
+def address():
+    """Of a server that answers with the number of bytes that it got."""
+    with serving(PAGE, lambda content: {"message": str(len(content))}) as address:
+        yield address
+
+
+def test_photo_gets_the_prediction_of_predict(answer, trained):
+    result = answer(encoded(seven(), "JPEG"))
+    image = to_mnist(Image.open(io.BytesIO(encoded(seven(), "JPEG"))))
+    assert base64.b64decode(result["pixels"]) == image.tobytes()
+    np.testing.assert_allclose(result["probabilities"], trained.probabilities(image[None])[0])
+    assert set(result) == {"pixels", "probabilities"}
+
+
+def test_files_without_a_digit_get_a_message_without_a_path(answer, monkeypatch):
+    bomb = Image.new("1", (9_000, 9_000))
+    cases = {
+        b"": "This file is damaged, or not in a supported image format.",
+        b"not an image": "This file is damaged, or not in a supported image format.",
+        encoded(seven())[:200]: "This file is damaged, or not in a supported image format.",
+        encoded(bomb): "This file has 9,000 x 9,000 pixels, more than 60,000,000.",
+        encoded(Image.new("L", (90, 90), 255)): "No digit found: the image is blank.",
+    }
+    for content, message in cases.items():
+        assert answer(content) == {"message": message}
+
+
+def test_page_and_nothing_else_is_served(address, small_run):
+    response = requests.get(address, timeout=60)
+    assert response.text == PAGE
+    for path in ("etc/passwd", "..%2f..%2fetc/passwd", str(small_run / "config.json"), "docs"):
+        response = requests.get(f"{address}/{path}", timeout=60)
+        assert (response.status_code, response.text) == (404, "Not Found")
+    assert requests.get(f"{address}/predict", timeout=60).status_code == 405
+
+
+def test_headers_allow_only_the_scripts_of_the_page(trained):
+    page = render_drawing_page(trained, upload=True)
+    headers = demo.security_headers(page)
+    policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"].count("sha256") == page.count("<script") == 3
+    values = " ".join(policy.values())
+    assert "unsafe-inline" not in values.replace(policy["style-src"], "")
+    assert "http" not in values
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_other_sites_are_refused(address):
+    foreign = {"Host": "mnist.example"}
+    for method in ("get", "post"):
+        response = requests.request(method, f"{address}/", headers=foreign, timeout=60)
+        assert response.status_code == 400
+    for origin in ("http://mnist.example", "null", f"http://{demo.HOST}:1"):
+        headers = {"Origin": origin}
+        response = requests.post(f"{address}/predict", b"photo", headers=headers, timeout=60)
+        assert response.status_code == 403
+    for headers in ({}, {"Origin": address}):
+        response = requests.post(f"{address}/predict", b"photo", headers=headers, timeout=60)
+        assert response.json() == {"message": "5"}
+
+
+def test_large_uploads_are_refused_whatever_their_header_says(address):
+    upload = f"{address}/predict"
+    assert requests.post(upload, bytes(demo.MAX_BYTES), timeout=60).ok
+    too_large = bytes(demo.MAX_BYTES + 1)
+    chunks = (too_large[start : start + 2**20] for start in range(0, len(too_large), 2**20))
+    for body in (too_large, chunks):
+        response = requests.post(upload, body, timeout=60)
+        assert response.status_code == 413
+        assert response.json() == {"message": "The file is larger than 20 MB."}
+    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n"
+    assert b'{"message":"10"}' in exchange(address, head.encode() + bytes(1_000))
+
+
+def exchange(address, data):
+    """The first part of the answer to raw bytes."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(data)
+        return connection.recv(2**16)
+
+
+def test_slow_uploads_and_answers_are_abandoned_and_hold_up_nobody(monkeypatch):
+    finished = threading.Event()
+
+    def answer(content):
+        if content == b"slow":
+            finished.wait(60)
+        return {"message": "done"}
+
+    monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 1)
+    with serving(PAGE, answer) as address, ThreadPoolExecutor() as visitors:
+        slow = visitors.submit(requests.post, f"{address}/predict", b"slow", timeout=60)
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
+        stalled = visitors.submit(exchange, address, head)
+        start = time.monotonic()
+        assert requests.post(f"{address}/predict", b"fast", timeout=60).json()["message"] == "done"
+        assert time.monotonic() - start < 1
+        message = "That took too long. Try a smaller image."
+        assert slow.result().json() == {"message": message}
+        assert slow.result().status_code == 503
+        assert message.encode() in stalled.result()
+        finished.set()
+
+
+def test_visitors_who_leave_cause_no_error(address, capfd):
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
+        )
+        time.sleep(0.2)
+    assert requests.get(address, timeout=60).ok
+    assert capfd.readouterr().err == ""
+
+
+def test_mistakes_are_reported_in_one_line(small_run, capsys, monkeypatch):
+    workdir = ("--workdir", str(small_run))
+    with socket.create_server((demo.HOST, 0)) as used:
+        port = str(used.getsockname()[1])
+        cases = {
+            (*workdir, "--port", port): f"port {port} is in use; choose another with --port",
+            (*workdir, "--port", "0"): "--port must be from 1 to 65,535, but is 0",
+            ("--workdir", str(small_run.parent)): "holds no run",
+        }
+        for arguments, message in cases.items():
+            assert demo.main(arguments) == 2
+            errors = capsys.readouterr().err
+            assert message in errors
+            assert errors.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert demo.main(workdir) == 2
+    assert "uvicorn is missing; in your clone, run pip install" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_command_serves_this_machine_alone_until_it_is_stopped(small_run, number, code):
     with socket.socket() as unused:
         unused.bind((demo.HOST, 0))
-        port = unused.getsockname()[1]
-    command = [sys.executable, "-m", "mnist_flax.demo", "--workdir", str(reader)]
-    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        assert f"http://{demo.HOST}:{port}" in process.stdout.readline()
-        yield process, f"http://{demo.HOST}:{port}"
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-@pytest.fixture(scope="module")
-def browser_page(served, browser):
-    """A page in headless Chromium, and the address of the demo."""
-    return browser.new_page(viewport={"width": 1200, "height": 900}), served[1]
-
-
-@SLOW
-def test_only_the_page_is_served_and_only_to_this_machine(served, reader):
-    process, address = served
-    listening = [
-        connection.laddr.ip
-        for connection in psutil.Process(process.pid).net_connections()
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    assert listening == [demo.HOST]
-    api = f"{address}/gradio_api"
-    assert requests.get(f"{api}/info", timeout=60).json()["named_endpoints"] == {}
-    for path in ("/etc/passwd", reader / "config.json"):
-        assert requests.get(f"{api}/file={path}", timeout=60).status_code == 403
-
-
-@SLOW
-def test_large_uploads_are_rejected(served):
-    upload = f"{served[1]}/gradio_api/upload"
-    sizes = {1_000: 200, 21 * 2**20: 413}
-    for size, code in sizes.items():
-        response = requests.post(upload, files={"files": bytes(size)}, timeout=60)
-        assert response.status_code == code
-        assert "Traceback" not in response.text
-
-
-@pytest.mark.parametrize(
-    "digit", [pytest.param(x, marks=SLOW if x == 7 else NIGHTLY) for x in STROKES]
-)
-def test_a_digit_drawn_with_a_mouse_is_classified(browser_page, digit):
-    page, address = browser_page
-    hosts, errors = [], []
-    page.on("request", lambda request: hosts.append(urlparse(request.url).hostname))
-    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    page.goto(address)
-    draw(page, STROKES[digit])
-    page.wait_for_selector(f"h1:text-is('{digit}')", timeout=30_000)
-    assert set(hosts) <= {demo.HOST, None, ""}
-    assert errors == []
-
-
-@NIGHTLY
-def test_two_visitors_and_invalid_uploads_get_answers(browser_page, tmp_path):
-    first, address = browser_page
-    (tmp_path / "text.png").write_text("not an image")
-    seven().save(tmp_path / "seven.png")
-    second = first.context.browser.new_page()
-    for page in (first, second):
-        page.goto(address)
-    for page in (second, first):
-        upload(page, tmp_path / "seven.png")
-        page.wait_for_selector("h1", timeout=60_000)
-    second.close()
-    first.goto(address)
-    upload(first, tmp_path / "text.png")
-    first.wait_for_selector("text=not an image", timeout=60_000)
-
-
-def wait_until_loaded(page):
-    """Input before that is lost."""
-    page.wait_for_selector("canvas", timeout=60_000)
-    page.wait_for_timeout(2_000)
-
-
-def upload(page, path):
-    wait_until_loaded(page)
-    page.get_by_role("tab", name="Upload").click()
-    page.wait_for_selector("[role=tab][aria-selected=true]:has-text('Upload')")
-    page.set_input_files("input[type=file] >> nth=-1", path)
-
-
-def draw(page, points):
-    """Draws with the mouse on the sketchpad's white square."""
-    wait_until_loaded(page)
-    box = page.locator("canvas").first.bounding_box()
-    side = 288  # pixels: the drawing surface, zoomed to fit
-    left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
-    for index, (x, y) in enumerate(points):
-        page.mouse.move(left + x * side, top + y * side, steps=10)
-        if index == 0:
-            page.mouse.down()
-    page.mouse.up()
+        address = f"{demo.HOST}:{unused.getsockname()[1]}"
+    command = [sys.executable, "-m", "mnist_flax.demo", "--workdir", str(small_run)]
+    command += ["--port", address.partition(":")[2]]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            assert process.stdout
+            assert f"http://{address}" in process.stdout.readline()
+            listening = [
+                connection.laddr.ip
+                for connection in psutil.Process(process.pid).net_connections()
+                if connection.status == psutil.CONN_LISTEN
+            ]
+            assert listening == [demo.HOST]
+            assert "Draw a digit" in requests.get(f"http://{address}", timeout=60).text
+            photo = encoded(seven())
+            answer = requests.post(f"http://{address}/predict", photo, timeout=60).json()
+            assert sum(answer["probabilities"]) == pytest.approx(1)
+        finally:
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors == "stopped\n"

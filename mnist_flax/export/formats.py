@@ -2,13 +2,14 @@
 
 All formats compute in float32. StableHLO and ONNX files take `images`, uint8 [N, 28, 28, 1], white
 on black, crop and scale them, and return `probabilities`, float32 [N, 10], the mean of several
-networks. Safetensors files hold the parameters alone.
+networks. Safetensors files hold the parameters alone. `html.py` makes web pages.
 """
 
 import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from mnist_flax.core.config import IMAGE_SHAPE, Config
 from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax
 from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.trained_model import TrainedModel
+from mnist_flax.export.html import load_html, to_html
 
 CONV = tuple(f"Conv_{index}" for index in range(model.NUM_BLOCKS))
 DENSE = ("Dense_0", "Dense_1", "Dense_2")
@@ -171,11 +173,25 @@ def load_safetensors(path: Path) -> Predictor:
     return lambda images: np.asarray(_probabilities(networks, jnp.asarray(images), config, None))
 
 
-# How a file is written and how it is loaded.
-FORMATS: dict[str, tuple[Callable[[TrainedModel], bytes], Callable[[Path], Predictor]]] = {
-    "stablehlo": (to_stablehlo, load_stablehlo),
-    "onnx": (to_onnx, load_onnx),
-    "safetensors": (to_safetensors, load_safetensors),
+class Format(NamedTuple):
+    """How a file is written, and how it is loaded and verified."""
+
+    convert: Callable[[TrainedModel], bytes]
+    load: Callable[[Path], Predictor | None]
+    """Returns None if this machine has nothing that runs the file."""
+    tolerance: float = 1e-5
+    """The largest difference of a probability from the checkpoint's."""
+    max_images: int | None = None
+    """How many images verify it. Default: all test images."""
+    first_only: bool = False
+    """Whether it holds only the first of several networks."""
+
+
+FORMATS = {
+    "stablehlo": Format(to_stablehlo, load_stablehlo),
+    "onnx": Format(to_onnx, load_onnx),
+    "safetensors": Format(to_safetensors, load_safetensors),
+    "html": Format(to_html, load_html, tolerance=1e-4, max_images=200, first_only=True),
 }
 
 

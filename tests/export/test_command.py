@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mnist_flax import export, load, run
-from mnist_flax.export import formats
+from mnist_flax.export import formats, html
 from tests.conftest import SMALL
 
 onnx = pytest.importorskip("onnx")
@@ -32,14 +32,22 @@ def trained(request, small_run):
     return load(two_seeds_run, seed_index=1 if request.param == "one of two" else None)
 
 
-@pytest.mark.parametrize("kind", formats.FORMATS)
+@pytest.fixture(params=formats.FORMATS)
+def kind(request):
+    if request.param == "html" and html.find_javascript() is None:
+        pytest.skip("there is neither Node nor a browser")
+    return request.param
+
+
 def test_exported_file_gives_the_probabilities_of_the_checkpoint(kind, trained, digits, tmp_path):
-    convert, load_file = formats.FORMATS[kind]
-    (tmp_path / "file").write_bytes(convert(trained))
-    predict = load_file(tmp_path / "file")
+    file_format = formats.FORMATS[kind]
+    (tmp_path / "file").write_bytes(file_format.convert(trained))
+    predict = file_format.load(tmp_path / "file")
+    assert predict
+    expected = trained.select_seed(0) if file_format.first_only else trained
     for count in (1, 7, 360):
         images = digits.test[0][:count]
-        np.testing.assert_allclose(predict(images), trained.probabilities(images), atol=1e-5)
+        np.testing.assert_allclose(predict(images), expected.probabilities(images), atol=1e-5)
 
 
 def test_onnx_graph_has_few_operators_and_a_variable_batch_size(small_run):
@@ -94,7 +102,6 @@ def test_keras_tutorial_network_loads_the_exported_weights(
     np.testing.assert_allclose(probabilities, load(small_run).probabilities(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", formats.FORMATS)
 def test_command_verifies_the_file_and_writes_its_card(kind, small_run, tmp_path, capsys):
     output = tmp_path / f"model.{kind}"
     arguments = ("--workdir", str(small_run), "--format", kind, "--output", str(output))
@@ -104,8 +111,10 @@ def test_command_verifies_the_file_and_writes_its_card(kind, small_run, tmp_path
     accuracy = json.loads((small_run / "summary.json").read_text())["test_accuracy"]
     assert card["accuracy"] == accuracy
     assert card["parameters"] == 81_066
-    assert card["checked_on"]["largest_difference"] < 1e-5
+    assert card["verified"]["examples"] == (200 if kind == "html" else 360)
+    assert card["verified"]["largest_difference"] < 1e-5
     assert printed.startswith(f"{output}: accuracy {accuracy:.2%} on 360 digits test images, prob")
+    assert printed.endswith(" on 200 of them\n") == (kind == "html")
     text = output.with_name(f"{output.name}.card.md").read_text()
     assert f"Accuracy: {accuracy:.2%} on the 360 test images of digits" in text
     assert "## Limits" in text
@@ -116,9 +125,13 @@ def test_command_verifies_the_file_and_writes_its_card(kind, small_run, tmp_path
     "distort", [lambda x: x[:, ::-1], lambda x: x + 2e-5, lambda x: np.full_like(x, np.nan)]
 )
 def test_file_that_fails_verification_is_removed(distort, small_run, tmp_path, monkeypatch):
-    convert, load_file = formats.FORMATS["onnx"]
-    load_distorted = lambda path: lambda images: distort(load_file(path)(images))  # noqa: E731
-    monkeypatch.setitem(formats.FORMATS, "onnx", (convert, load_distorted))
+    onnx_format = formats.FORMATS["onnx"]
+
+    def load_distorted(path):
+        predict = onnx_format.load(path)
+        return lambda images: distort(predict(images))  # pyright: ignore[reportOptionalCall]
+
+    monkeypatch.setitem(formats.FORMATS, "onnx", onnx_format._replace(load=load_distorted))
     output = tmp_path / "model.onnx"
     output.write_text("an earlier file")
     with pytest.raises(RuntimeError, match="differ from the checkpoint's"):
@@ -151,3 +164,11 @@ def test_errors_are_reported_in_one_line(small_run, tmp_path, capsys, monkeypatc
     assert export.main((*workdir, "--output", "m", "--format", "onnx")) == 2  # before any data
     message = "onnx is missing; in your clone, run pip install -c constraints.txt -e '.[export]'"
     assert message in capsys.readouterr().err
+
+
+def test_page_of_several_networks_holds_the_first(two_seeds_run, tmp_path, capsys):
+    output = tmp_path / "page.html"
+    arguments = ("--workdir", str(two_seeds_run), "--format", "html", "--output", str(output))
+    assert export.main(arguments) == 0
+    assert "the file holds the first network alone (seed 0)" in capsys.readouterr().err
+    assert json.loads(output.with_name("page.html.card.json").read_text())["seeds"] == [0]

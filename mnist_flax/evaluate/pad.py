@@ -1,0 +1,65 @@
+"""A pad to draw digits on, in a web page, with a network inside that answers while one draws."""
+
+import base64
+from importlib import metadata
+
+import numpy as np
+from markupsafe import Markup
+
+from mnist_flax.core import model
+from mnist_flax.engine.trained_model import TrainedModel
+from mnist_flax.evaluate.pages import render_page
+
+LAYERS = (*(f"Conv_{index}" for index in range(model.NUM_BLOCKS)), "Dense_0", "Dense_1", "Dense_2")
+DATASETS = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "kmnist": "KMNIST",
+    "digits": "scikit-learn's digits",
+}
+
+
+def render_pad(trained: TrainedModel, id: str = "pad", upload: bool = False) -> Markup:
+    """The pad as a part of a page, with all that it needs; of several networks, the first.
+
+    With `upload` it also takes photos, which the server of the page reads at `predict`.
+    """
+    page = render_page(
+        "pad.html.jinja",
+        id=id,
+        upload=upload,
+        channels=trained.config.channels,
+        networks=len(trained.seeds),
+        seed=trained.seeds[0],
+        network=encode_network(trained),
+    )
+    return Markup(page)
+
+
+def render_drawing_page(trained: TrainedModel, upload: bool = False) -> str:
+    """A page with the pad alone, which needs no other file."""
+    return render_page(
+        "drawing_page.html.jinja",
+        title="Draw a digit",
+        upload=upload,
+        pad=render_pad(trained, upload=upload),
+        parameters=trained.num_parameters,
+        dataset=DATASETS.get(trained.config.dataset, trained.config.dataset),
+        step=trained.step,
+        version=metadata.version("mnist-flax"),
+    )
+
+
+def encode_network(trained: TrainedModel) -> dict[str, object]:
+    """The first network for `assets/network.js`: its layers' shapes, and its parameters.
+
+    The parameters are little-endian float32 in Base64: each layer's kernel and then its bias.
+    """
+    params = trained.first_params()
+    layers = [params[name] for name in LAYERS]
+    arrays = [np.asarray(layer[kind], "<f4") for layer in layers for kind in ("kernel", "bias")]
+    return {
+        "input_size": trained.config.input_size,
+        "kernels": [list(layer["kernel"].shape) for layer in layers],
+        "weights": base64.b64encode(b"".join(array.tobytes() for array in arrays)).decode(),
+    }
