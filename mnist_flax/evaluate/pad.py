@@ -8,15 +8,15 @@ from markupsafe import Markup
 
 from mnist_flax.core import model
 from mnist_flax.engine.trained_model import TrainedModel
-from mnist_flax.evaluate.pages import render_page
+from mnist_flax.evaluate.pages import dataset_title, render_page
 
 LAYERS = (*(f"Conv_{index}" for index in range(model.NUM_BLOCKS)), "Dense_0", "Dense_1", "Dense_2")
-DATASETS = {
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "kmnist": "KMNIST",
-    "digits": "scikit-learn's digits",
-}
+
+
+def has_pad(trained: TrainedModel) -> bool:
+    """Whether there is a pad for a network: it must have these layers, and know digits."""
+    is_known = set(trained.params) == set(LAYERS)
+    return is_known and trained.config.dataset not in ("fashion_mnist", "kmnist")
 
 
 def render_pad(trained: TrainedModel, id: str = "pad", upload: bool = False) -> Markup:
@@ -44,7 +44,7 @@ def render_drawing_page(trained: TrainedModel, upload: bool = False) -> str:
         upload=upload,
         pad=render_pad(trained, upload=upload),
         parameters=trained.num_parameters,
-        dataset=DATASETS.get(trained.config.dataset, trained.config.dataset),
+        dataset=dataset_title(trained.config.dataset),
         step=trained.step,
         version=metadata.version("mnist-flax"),
     )

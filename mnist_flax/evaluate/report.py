@@ -21,6 +21,7 @@ from mnist_flax.engine.workdir import MetricsRow, Summary
 from mnist_flax.evaluate import charts, pages, pictures
 from mnist_flax.evaluate.curves import draw_curves, thin
 from mnist_flax.evaluate.metrics import Evaluation, Misclassified
+from mnist_flax.evaluate.pad import has_pad, render_pad
 from mnist_flax.evaluate.provenance import describe_machine, provenance, saved_at
 
 MAX_MISTAKES = 240  # that are shown
@@ -83,6 +84,7 @@ def make_report(
         mean_images=mean_images,
         saliency=saliency,
         kernel=np.asarray(params["Conv_0"]["kernel"]),
+        pad=render_pad(trained) if has_pad(trained) else None,
     )
 
 

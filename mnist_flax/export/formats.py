@@ -25,10 +25,10 @@ from mnist_flax.core.config import IMAGE_SHAPE, Config
 from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax
 from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.trained_model import TrainedModel
+from mnist_flax.evaluate.pad import LAYERS
 from mnist_flax.export.html import load_html, to_html
 
-CONV = tuple(f"Conv_{index}" for index in range(model.NUM_BLOCKS))
-DENSE = ("Dense_0", "Dense_1", "Dense_2")
+CONV, DENSE = LAYERS[: model.NUM_BLOCKS], LAYERS[model.NUM_BLOCKS :]
 LAYOUT = (
     "Conv_i.kernel is [height, width, in, out], Dense_i.kernel is [in, out], after the last "
     "pooling flattened in the order height, width, channel; with several networks each name "
