@@ -22,12 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
-from matplotlib import pyplot
-
 try:
     import optuna
-except ImportError:
-    sys.exit("error: optuna is missing; run pip install -c constraints.txt -e '.[sweep]'")
+    from matplotlib import pyplot
+except ImportError as error:
+    sys.exit(f"error: {error.name} is missing; run pip install -c constraints.txt -e '.[experiments]'")
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.visualization.matplotlib import plot_slice
