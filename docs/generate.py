@@ -1,4 +1,4 @@
-"""Writes into the documentation what the code defines: options, config, presets, state.
+"""Writes into the documentation what the code defines: options, config, presets, state, a page.
 
 `python docs/generate.py` updates all pages; a test fails if one of them is out of date.
 """
@@ -129,12 +129,16 @@ GENERATORS: dict[str, Callable[[str], str]] = {
 
 def main() -> None:
     """Updates the pages that are out of date and prints their paths."""
+    from mnist_flax import load
+    from mnist_flax.evaluate import pad
+
     for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
         updated = update_page(text)
         if text != updated:
             page.write_text(updated, encoding="utf-8")
             print(page)
+    (DOCS / "digits.html").write_text(pad.render_drawing_page(load()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ try:
     import optuna
     from matplotlib import pyplot
 except ImportError as error:
-    sys.exit(f"error: {error.name} is missing; run pip install -c constraints.txt -e '.[experiments]'")
+    sys.exit(
+        f"error: {error.name} is missing; run pip install -c constraints.txt -e '.[experiments]'"
+    )
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.visualization.matplotlib import plot_slice

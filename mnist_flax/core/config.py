@@ -56,7 +56,7 @@ class Config:
     """The images. `auto` is MNIST or, only if it is neither on this machine nor can be
     downloaded, the small digits that come with scikit-learn."""
     validation_fraction: float = limited(0.0, 0, BELOW_1, "from 0 to below 1")
-    """Share of the training images, the last ones, that is held out for validation."""
+    """Share of the training images, from their end, to hold out for validation."""
     input_size: Literal[22, 28] = 22
     """Side in pixels of the network's input: the whole image (28) or its center (22).
     Both have 81,066 parameters with 64 channels."""
@@ -106,9 +106,9 @@ class Config:
     """How many networks to train in one program, with the seeds `seed`, `seed` + 1, ...
     Results are then means with their spread."""
     eval_every_epochs: int = limited(1, 1, math.inf, "at least 1")
-    """Evaluate every so many epochs, and always after the last one."""
+    """Evaluate after every N epochs, and always after the last one."""
     checkpoint_every_epochs: int = limited(1, 1, math.inf, "at least 1")
-    """Save a checkpoint every so many epochs, and always after the last one."""
+    """Save a checkpoint after every N epochs, and always after the last one."""
     max_to_keep: int = limited(3, 1, math.inf, "at least 1")
     """How many of the latest checkpoints to keep, besides the best one by validation."""
 

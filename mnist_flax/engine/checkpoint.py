@@ -247,7 +247,7 @@ def _choose(checkpointer: ocp.training.Checkpointer, folder: Path, which: str) -
     if not which.isdecimal() or int(which) not in metrics:
         names = [*(["best"] if _best_step(metrics) else []), "latest", *map(str, sorted(metrics))]
         existing = ", ".join(names)
-        raise UserError(f"there is no checkpoint {which!r} in {folder}, which has {existing}")
+        raise UserError(f"there is no checkpoint {which!r} in {folder}; available: {existing}")
     return int(which)
 
 

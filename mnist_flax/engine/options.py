@@ -40,7 +40,8 @@ class RunOptions:
     checkpoint: str = "latest"
     """Which checkpoint: `latest`, `best` (by the validation accuracy) or a step."""
     seed_index: int | None = None
-    """Which of several networks. Default: all of them, by their mean probability."""
+    """Use only this network of a run with several seeds. Default: all, by their mean
+    probability."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,11 @@ class DataOptions:
     """The options of a command that reads a dataset."""
 
     data_dir: Path | None = None
-    """TFDS's data folder. Default: TFDS_DATA_DIR, else TFDS's own."""
+    """The data folder of TensorFlow Datasets. Default: TFDS_DATA_DIR, else its own default."""
     manual_dir: Path | None = dataclasses.field(
         default_factory=lambda: Path(path) if (path := os.getenv("MNIST_FLAX_MANUAL_DIR")) else None
     )
-    """Read-only folder with the four original .gz files, for machines without a network.
+    """Read-only folder with the four original .gz files, for machines without internet access.
     Default: MNIST_FLAX_MANUAL_DIR."""
 
 
@@ -156,7 +157,7 @@ def _summarize_message(message: str, kind: type) -> str:
             paragraphs[-1] = f"{paragraphs[-1]} {text}".strip()
     if "╭" not in message:  # without a frame, the title is a paragraph
         del paragraphs[0]
-    summary = paragraphs[0].rstrip(".")
+    summary = paragraphs[0].rstrip(".").replace("Expected 1 values", "Expected a value")
     wrong_number = re.match(r"Error parsing (--[\w-]+): .*'(.*)'", summary)
     if wrong_number:
         metavar = re.findall(rf"{wrong_number[1]} (\w+)", " ".join(paragraphs[1:]))
@@ -171,10 +172,12 @@ def _suggest(unknown: str, kind: type) -> str | None:
     """The flag that was perhaps meant: one with a similar name, or `--learning-rate` for `--lr`."""
     fields = _all_fields(kind)
     if not unknown.startswith("-"):
-        return f"--workdir {unknown}" if "workdir" in fields else None
+        target = "output" if "output" in fields else "workdir"
+        return f"{flag_name(target)} {unknown}" if target in fields else None
     flags = [flag_name(name) for name in fields]
     initials = {"".join(word[0] for word in flag[2:].split("-")): flag for flag in flags}
-    similar = difflib.get_close_matches(unknown, flags, n=1) or [None]
+    similar = [flag for flag in flags if len(unknown) > 3 and flag.startswith(unknown)]
+    similar = similar or difflib.get_close_matches(unknown, flags, n=1) or [None]
     return initials.get(unknown.strip("-"), similar[0])
 
 
@@ -182,6 +185,7 @@ def _all_fields(kind: Any) -> list[str]:
     """The names of a dataclass's fields, and of those of the dataclasses in it."""
     names = []
     for field in dataclasses.fields(kind):
-        inner = [x for x in get_args(field.type) if dataclasses.is_dataclass(x)]
+        types = (x for x in get_args(field.type) if isinstance(x, type))
+        inner = [x for x in types if dataclasses.is_dataclass(x)]
         names += _all_fields(inner[0]) if inner else [field.name]
     return names

@@ -135,7 +135,7 @@ def load_trained(
     """The networks in a checkpoint of a workdir; arguments and errors as in `mnist_flax.load`."""
     if folder is None:
         if which != "latest" or seed_index is not None:
-            raise UserError("a checkpoint or a seed can only be chosen of a run: name its workdir")
+            raise UserError("--checkpoint and --seed-index need --workdir")
         return load_pretrained()
     folder = Path(folder).expanduser().absolute()
     config = workdir.read_config(folder)
@@ -160,7 +160,7 @@ def load_selected(options: RunOptions) -> TrainedModel:
         accuracy = format_percent(read_pretrained_card()["test_accuracy"])
         cli.print_status(
             f"using the pretrained network ({accuracy} of MNIST's test images); "
-            "--workdir takes a run of your own"
+            "use --workdir for a run of your own"
         )
     return trained
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DataOptions, RunOptions):
-    """Evaluates a trained run: accuracy, confusions, calibration, robustness.
+    """Evaluates a trained network: accuracy, confusions, robustness.
 
     Example: mnist-flax evaluate --workdir runs/exp1 --corruptions
     """

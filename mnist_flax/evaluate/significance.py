@@ -116,8 +116,8 @@ def verdict(result: Comparison, a: str = "A", b: str = "B") -> str:
         if result["mcnemar_p"] >= 1 - LEVEL:
             return "Within noise: chance alone can explain this difference between two networks."
         return (
-            f"This {better} is better than this {worse} by {points}, more than chance explains. "
-            "Whether that holds for other seeds, only more seeds can show."
+            f"{better} is better than {worse} by {points}, more than chance explains, for these "
+            "two networks; train more seeds to compare the recipes."
         )
     intervals = {
         "other seeds": result["interval95_over_seeds"],

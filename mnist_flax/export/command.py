@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mnist_flax.engine.trained_model import TrainedModel
     from mnist_flax.export.formats import Format
 
+FORMAT_NAMES = ("stablehlo", "onnx", "safetensors", "html")
 PACKAGES = {"onnx": ("onnx", "onnxruntime")}  # what a format needs of the extra `export`
 INTERFACE = (
     "From images, uint8 [N, 28, 28, 1], a white digit on black, 20 pixels high or wide and "
@@ -38,17 +39,18 @@ LIMITS = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DataOptions, RunOptions):
-    """Writes a trained network for other programs, verifies it, adds a model card.
+    """Writes a trained network as a file for other programs.
 
-    Example: mnist-flax export --format onnx --output model.onnx
+    Example: mnist-flax export --output model.onnx
     """
 
     output: Path | None = None
     """The file to write. Required. The model card is written beside it."""
-    format: Literal["stablehlo", "onnx", "safetensors", "html"] = "stablehlo"
+    format: Literal["stablehlo", "onnx", "safetensors", "html"] | None = None
     """`stablehlo` for JAX and XLA, `onnx` for ONNX Runtime and others; both include the scaling
     of the images. `safetensors` holds the parameters alone. `html` is a web page to draw digits
-    on, with the network inside."""
+    on, with the network inside. Default: the one that the suffix of the file names, else
+    `stablehlo`."""
 
 
 class Verification(TypedDict):
@@ -89,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(argv: Sequence[str]) -> int:
     options = parse_options(Options, cli.program_name("export"), argv)
     output = require_option(options.output, "--output is missing: the file to write").absolute()
-    for name in PACKAGES.get(options.format, ()):
+    suffix = output.suffix[1:]
+    format_name = options.format or (suffix if suffix in FORMAT_NAMES else "stablehlo")
+    for name in PACKAGES.get(format_name, ()):
         import_extra(name, "export")
     from mnist_flax.data.dataset import load_dataset
     from mnist_flax.data.download import DataUnavailable
@@ -104,7 +108,7 @@ def _export(argv: Sequence[str]) -> int:
     except DataUnavailable as error:
         cli.print_status(f"{error}; verifying on scikit-learn's digits instead")
         dataset = load_dataset("digits")
-    kind = FORMATS[options.format]
+    kind = FORMATS[format_name]
     if kind.first_only and len(trained.seeds) > 1:
         trained = trained.select_seed(0)
         cli.print_status(f"the file holds the first network alone (seed {trained.seeds[0]})")
@@ -118,7 +122,7 @@ def _export(argv: Sequence[str]) -> int:
             files.atomic_path(output) as model_file,
         ):
             model_file.write_bytes(content)
-            card = _make_card(output.name, options.format, trained, dataset, model_file)
+            card = _make_card(output.name, format_name, trained, dataset, model_file)
             json_file.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
             markdown_file.write_text(_format_card(card), encoding="utf-8")
     except OSError as error:

@@ -122,7 +122,9 @@ def find_images(names: Sequence[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             path = path.expanduser()
             if (path / CONFIG).is_file():
-                raise UserError(f"{name} is a run, no image (perhaps you meant --workdir {name}?)")
+                raise UserError(
+                    f"{name} is a run, not an image (perhaps you meant --workdir {name}?)"
+                )
             if path.is_dir():
                 matches = [x for x in path.iterdir() if x.is_file() and not x.name.startswith(".")]
             elif not path.exists():

@@ -48,7 +48,7 @@ class Options(DataOptions):
     num_processes: int | None = None
     """How many processes compute this run together."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
+    """The index of this process, from 0."""
     no_report: bool = False
     """Do not write the report at the end, which takes some seconds."""
     no_compilation_cache: bool = False

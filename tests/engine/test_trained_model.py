@@ -133,7 +133,7 @@ def test_the_pretrained_network_has_the_accuracy_of_its_card(manual_dir, tmp_pat
 
 
 def test_a_checkpoint_or_seed_of_the_pretrained_network_is_refused():
-    message = "can only be chosen of a run: name its workdir"
+    message = "--checkpoint and --seed-index need --workdir"
     with pytest.raises(UserError, match=message):
         mnist_flax.load(checkpoint="best")
     with pytest.raises(UserError, match=message):
@@ -145,5 +145,5 @@ def test_commands_say_that_they_use_the_pretrained_network(capsys):
     assert load_selected(RunOptions()).num_parameters == 81_066
     assert capsys.readouterr().err == (
         f"using the pretrained network ({accuracy} of MNIST's test images); "
-        "--workdir takes a run of your own\n"
+        "use --workdir for a run of your own\n"
     )

@@ -98,7 +98,7 @@ def test_mistakes_of_the_user_are_reported_in_one_line(small_run, tmp_path, caps
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
     on_digits = ("--split", "validation", "--dataset", "digits")
     cases = {
-        ("--checkpoint", "best"): "can only be chosen of a run: name its workdir",
+        ("--checkpoint", "best"): "--checkpoint and --seed-index need --workdir",
         (str(small_run),): f"perhaps you meant --workdir {small_run}?",
         ("--workdir", str(empty)): "holds no run",
         ("--workdir", str(untrained)): "nothing has been trained there",

@@ -75,7 +75,7 @@ def test_single_seeds_have_no_interval_over_seeds():
     a, b = logits_with_errors([0.06], 1), logits_with_errors([0.03], 2)
     result = compare_logits(a, b, LABELS, paired=False)
     assert result["interval95_over_seeds"] is None
-    assert "only more seeds can show" in result["verdict"]
+    assert "train more seeds to compare the recipes" in result["verdict"]
     same_rate = compare_logits(a, logits_with_errors([0.06], 5), LABELS, paired=False)
     assert same_rate["verdict"].startswith("Within noise")
     three = logits_with_errors([0.06, 0.061, 0.062], 4)

@@ -144,7 +144,7 @@ def test_errors_are_reported_in_one_line(small_run, tmp_path, capsys, monkeypatc
     workdir = ("--workdir", str(small_run))
     (tmp_path / "file").touch()
     cases = {
-        ("--output", "m", "--seed-index", "0"): "can only be chosen of a run: name its workdir",
+        ("--output", "m", "--seed-index", "0"): "--checkpoint and --seed-index need --workdir",
         workdir: "--output is missing",
         **{
             (*workdir, "--output", str(output), "--format", kind): "cannot write"

@@ -245,3 +245,10 @@ def test_biases_and_a_blank_image_are_no_special_case(small_run, javascript):
     data = [pad.encode_network(trained), encode(blank)]
     result = javascript(["network.js"], expression, data)
     np.testing.assert_allclose([result], trained.probabilities(blank), atol=1e-5)
+
+
+def test_the_page_in_the_documentation_has_the_pretrained_network():
+    page = Path(__file__).parents[2] / "docs" / "digits.html"
+    text = page.read_text(encoding="utf-8")
+    assert len(text) < 700_000
+    assert text == pad.render_drawing_page(load())  # else run `python docs/generate.py`

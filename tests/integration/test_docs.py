@@ -30,7 +30,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 CHANGES = ROOT / "docs" / "changing.md"
-COMMANDS = ("run", "evaluate", "compare", "predict", "export", "demo")
+COMMANDS = ("run", "evaluate", "compare", "list", "predict", "export", "demo")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 # Placeholders in snippets, and what the tests use instead.

@@ -131,11 +131,11 @@ def test_a_photo_is_read_before_any_training(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a.png", "--checkpoint", "best"), "can only be chosen of a run: name its workdir"),
+        (("a.png", "--checkpoint", "best"), "--checkpoint and --seed-index need --workdir"),
         (("--workdir", "w"), "no images"),
         (("a.png", "--workdir", "w", "--top-k", "0"), "--top-k must be from 1 to 10"),
         (("a.png", "--workdir", "no/such/run"), "holds no run"),
-        (("small_run",), "is a run, no image (perhaps you meant --workdir "),
+        (("small_run",), "is a run, not an image (perhaps you meant --workdir "),
     ],
 )
 def test_errors_are_reported_in_one_line(arguments, message, capsys, small_run):
