@@ -63,7 +63,7 @@ def describe_start(
         "dataset": f"{config.dataset}, {config.train_examples:,} training images",
         "network": f"{num_parameters:,} parameters",
         "device": device,
-        "folder": str(folder),
+        "folder": str(_shorten(folder)),
     }
     if config.num_seeds > 1:
         seeds = f"seeds {config.seed} to {config.seed + config.num_seeds - 1}"
@@ -134,6 +134,11 @@ def show_progress(config: Config, step: int) -> Iterator[Callable[[int], object]
         yield functools.partial(progress.advance, task)
 
 
+def _shorten(path: Path) -> Path:
+    """The path as seen from the current folder, if it is in there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def describe_result(summary: Summary) -> str:
     """The result of a run in one line."""
     accuracy, seeds = summary["test_accuracy"], len(per_seed(summary["test_accuracy"]))
@@ -146,6 +151,7 @@ def describe_result(summary: Summary) -> str:
 
 def print_result(summary: Summary, path: Path) -> None:
     """Prints the result of a run and where to see more: in a box on a terminal, else in a line."""
+    path = _shorten(path)
     if not console().is_terminal:
         print_line(f"{describe_result(summary)}; see {path}")
         return
