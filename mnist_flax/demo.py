@@ -145,9 +145,6 @@ def make_app(page: str, answer: Answerer) -> "Starlette":
     async def show_page(_: "Request") -> Response:
         return HTMLResponse(page, headers=headers)
 
-    async def show_icon(_: "Request") -> Response:
-        return Response(status_code=204, headers=headers)
-
     async def predict(request: "Request") -> Response:
         if not _is_same_origin(request):
             return JSONResponse({"message": "Only this page may send photos."}, 403, headers)
@@ -167,7 +164,6 @@ def make_app(page: str, answer: Answerer) -> "Starlette":
     return Starlette(
         routes=[
             Route("/", show_page),
-            Route("/favicon.ico", show_icon),
             Route("/predict", predict, methods=["POST"]),
         ],
         # Another site's name that leads to this machine is refused.
@@ -199,7 +195,7 @@ def security_headers(page: str) -> dict[str, str]:
         "default-src": "'none'",
         "script-src": " ".join(f"'sha256-{x}'" for x in hashes),
         "style-src": "'unsafe-inline'",
-        "img-src": "blob:",
+        "img-src": "blob: data:",
         "connect-src": "'self'",
         "base-uri": "'none'",
         "form-action": "'none'",
