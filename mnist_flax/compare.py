@@ -106,7 +106,7 @@ def describe(result: "RunComparison", max_images: int = 5) -> str:
     ):
         lines += ["", f"{len(images)} test images that only {name} classifies correctly"]
         lines += [
-            f"  image {x['index']:>5} label {x['label']}, {other} predicts {x[prediction]}"
+            f"  image {x['index']:>5}: label {x['label']}, {other} predicts {x[prediction]}"
             for x in images[:max_images]
         ]
         if len(images) > max_images:

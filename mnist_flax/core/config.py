@@ -203,7 +203,7 @@ PRESETS = {
         schedule="constant",
         weight_decay=0.0,
     ),
-    # For the 1,437 training images of scikit-learn's digits.
+    # For the 1,437 training images of scikit-learn's digits; chosen by the loss, as accuracies tie.
     "digits": Config(
         dataset="digits",
         epochs=80,

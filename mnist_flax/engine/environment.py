@@ -57,6 +57,16 @@ def pinned_settings() -> Iterator[None]:
         yield
 
 
+def describe_machine(environment: Environment) -> str:
+    """`2 CPU cores`, or the devices; empty if that is not known."""
+    if not {"backend", "cores", "device_count", "device_kind"} <= set(environment):
+        return ""
+    count, cores = environment["device_count"], environment["cores"]
+    if environment["backend"] == "cpu":
+        return f"{cores} CPU cores" + (f" as {count} devices" if count != 1 else "")
+    return f"{count} x {environment['device_kind']}"
+
+
 def diff_environments(old: Environment, new: Environment) -> list[str]:
     """One text for each entry that differs and may change the bits of a result."""
     # A change of these does not change the bits of a result.

@@ -47,6 +47,14 @@ def per_seed(value: SeedValue) -> list[float]:
     return value["per_seed"] if isinstance(value, dict) else [value]
 
 
+def wilson_interval(correct: int, examples: int) -> list[float]:
+    """Wilson's 95 % confidence interval of the share of correct ones, over other examples."""
+    from scipy import stats  # takes half a second to import
+
+    interval = stats.binomtest(correct, examples).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
 def format_percent(value: SeedValue) -> str:
     """`99.31%`, or with several seeds mean and standard deviation: `99.31% ± 0.02`."""
     text = f"{mean_of(value):.2%}"

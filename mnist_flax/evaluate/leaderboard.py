@@ -11,7 +11,13 @@ import psutil
 from mnist_flax.core.config import DATASET_SIZES, Config, UserError
 from mnist_flax.engine import workdir
 from mnist_flax.engine.recipe import describe_recipe
-from mnist_flax.engine.seed_stats import SeedValue, format_percent, mean_of, per_seed
+from mnist_flax.engine.seed_stats import (
+    SeedValue,
+    format_percent,
+    mean_of,
+    per_seed,
+    wilson_interval,
+)
 from mnist_flax.evaluate.provenance import saved_at
 
 State = Literal["finished", "running", "unfinished"]
@@ -106,11 +112,7 @@ def accuracy_interval(accuracy: SeedValue | None, dataset: str) -> list[float] |
     if isinstance(accuracy, dict):
         return accuracy["interval95"]
     count = DATASET_SIZES["mnist" if dataset == "auto" else dataset][1]
-    z = 1.959964  # of the normal distribution, for 95 %
-    middle = (accuracy + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = (accuracy * (1 - accuracy) / count + z**2 / (4 * count**2)) ** 0.5
-    half *= z / (1 + z**2 / count)
-    return [middle - half, middle + half]
+    return wilson_interval(round(accuracy * count), count)
 
 
 def sort_rows(rows: Sequence[RunRow]) -> list[RunRow]:

@@ -6,11 +6,11 @@ Several networks are an ensemble, which predicts by their mean probability.
 from typing import NotRequired, TypedDict
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 
 from mnist_flax.core.inference import cross_entropy, loss_and_accuracy, probabilities
 from mnist_flax.core.model import NUM_CLASSES
-from mnist_flax.engine.seed_stats import SeedValue, aggregate
+from mnist_flax.engine.seed_stats import SeedValue, aggregate, wilson_interval
 from mnist_flax.engine.trained_model import TrainedModel
 
 BINS = 15
@@ -103,7 +103,6 @@ def evaluate_logits(
     ensemble = probabilities(logits)
     predictions = ensemble.argmax(axis=-1)
     correct = int((predictions == labels).sum())
-    interval = stats.binomtest(correct, len(labels)).proportion_ci(0.95, method="wilson")
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), int)
     np.add.at(confusion, (labels, predictions), 1)
     scores = loss_and_accuracy(logits, labels)
@@ -117,7 +116,7 @@ def evaluate_logits(
         "loss": aggregate(scores["loss"]),
         "accuracy": aggregate(scores["accuracy"]),
         "correct": correct,
-        "accuracy_ci95": [float(interval.low), float(interval.high)],
+        "accuracy_ci95": wilson_interval(correct, len(labels)),
         "per_class": class_scores(confusion),
         "confusion": confusion.tolist(),
         "top_confusions": top_confusions(confusion),

@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mnist_flax.core.config import Config
 from mnist_flax.engine import workdir
-from mnist_flax.engine.environment import Environment
+from mnist_flax.engine.environment import Environment, describe_machine
 from mnist_flax.engine.recipe import describe_recipe, training_command
 from mnist_flax.evaluate.pages import dataset_title
 
@@ -52,16 +51,6 @@ def provenance(
         "Report by": code_version() or "",
     }
     return {name: value for name, value in rows.items() if value}
-
-
-def describe_machine(environment: Mapping[str, object]) -> str:
-    """`2 CPU cores`, or the devices; empty if that is not known."""
-    if not {"backend", "cores", "device_count", "device_kind"} <= set(environment):
-        return ""
-    count, cores = environment["device_count"], environment["cores"]
-    if environment["backend"] == "cpu":
-        return f"{cores} CPU cores" + (f" as {count} devices" if count != 1 else "")
-    return f"{count} x {environment['device_kind']}"
 
 
 def code_version() -> str | None:

@@ -12,7 +12,7 @@ from mnist_flax.core.config import Config
 from mnist_flax.core.inference import saliency_map
 from mnist_flax.core.model import NUM_CLASSES, Params
 from mnist_flax.engine import workdir
-from mnist_flax.engine.environment import Environment
+from mnist_flax.engine.environment import Environment, describe_machine
 from mnist_flax.engine.files import read_json, write_json, write_text
 from mnist_flax.engine.recipe import describe_recipe
 from mnist_flax.engine.seed_stats import per_seed
@@ -22,7 +22,7 @@ from mnist_flax.evaluate import charts, pages, pictures
 from mnist_flax.evaluate.curves import draw_curves, thin
 from mnist_flax.evaluate.metrics import Evaluation, Misclassified
 from mnist_flax.evaluate.pad import has_pad, render_pad
-from mnist_flax.evaluate.provenance import describe_machine, provenance, saved_at
+from mnist_flax.evaluate.provenance import provenance, saved_at
 
 MAX_MISTAKES = 240  # that are shown
 SALIENCY_IMAGES = 100  # of each class

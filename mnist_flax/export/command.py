@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from mnist_flax.core.config import UserError
 from mnist_flax.engine import cli, files
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mnist_flax.engine.trained_model import TrainedModel
     from mnist_flax.export.formats import Format
 
-FORMAT_NAMES = ("stablehlo", "onnx", "safetensors", "html")
+FormatName = Literal["stablehlo", "onnx", "safetensors", "html"]
 PACKAGES = {"onnx": ("onnx", "onnxruntime")}  # what a format needs of the extra `export`
 INTERFACE = (
     "From images, uint8 [N, 28, 28, 1], a white digit on black, 20 pixels high or wide and "
@@ -46,7 +46,7 @@ class Options(DataOptions, RunOptions):
 
     output: Path | None = None
     """The file to write. Required. The model card is written beside it."""
-    format: Literal["stablehlo", "onnx", "safetensors", "html"] | None = None
+    format: FormatName | None = None
     """`stablehlo` for JAX and XLA, `onnx` for ONNX Runtime and others; both include the scaling
     of the images. `safetensors` holds the parameters alone. `html` is a web page to draw digits
     on, with the network inside. Default: the one that the suffix of the file names, else
@@ -92,7 +92,7 @@ def _export(argv: Sequence[str]) -> int:
     options = parse_options(Options, cli.program_name("export"), argv)
     output = require_option(options.output, "--output is missing: the file to write").absolute()
     suffix = output.suffix[1:]
-    format_name = options.format or (suffix if suffix in FORMAT_NAMES else "stablehlo")
+    format_name = options.format or (suffix if suffix in get_args(FormatName) else "stablehlo")
     for name in PACKAGES.get(format_name, ()):
         import_extra(name, "export")
     from mnist_flax.data.dataset import load_dataset

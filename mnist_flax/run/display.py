@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mnist_flax.core.config import Config
 from mnist_flax.engine import cli, distributed
-from mnist_flax.engine.environment import Environment
+from mnist_flax.engine.environment import Environment, describe_machine
 from mnist_flax.engine.recipe import describe_recipe
 from mnist_flax.engine.seed_stats import format_percent, mean_of, per_seed
 from mnist_flax.engine.workdir import MetricsRow, Summary
@@ -54,15 +54,11 @@ def describe_start(
     import jax
 
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params)) // config.num_seeds
-    kind, count, cores = (environment[x] for x in ("device_kind", "device_count", "cores"))
-    device = f"{cores} CPU cores" if environment["backend"] == "cpu" else f"{count} x {kind}"
-    if environment["backend"] == "cpu" and count != 1:
-        device += f" as {count} devices"
     rows = {
         "recipe": describe_recipe(config),
         "dataset": f"{config.dataset}, {config.train_examples:,} training images",
         "network": f"{num_parameters:,} parameters",
-        "device": device,
+        "device": describe_machine(environment),
         "folder": str(_shorten(folder)),
     }
     if config.num_seeds > 1:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from experiments.faults import datasets
 from mnist_flax import run
 from mnist_flax.core.config import Config, UserError
 from mnist_flax.engine import environment, multi_seed
+from mnist_flax.engine.environment import describe_machine
 from mnist_flax.run import command
 from tests.conftest import SMALL, read_metrics, read_summary, without_timing
 
@@ -113,3 +115,12 @@ def test_report_logs_encoding_time_zone_and_folder_change_no_bit(small_run, tmp_
     assert b"Finished XLA compilation" in result.stderr
     assert read_summary(folder)["params_sha256"] == read_summary(small_run)["params_sha256"]
     assert without_timing(read_metrics(folder)) == without_timing(read_metrics(small_run))
+
+
+def test_the_machine_is_named_by_its_devices():
+    known: Any = {"backend": "cpu", "cores": 2, "device_count": 1, "device_kind": "cpu"}
+    assert describe_machine(known) == "2 CPU cores"
+    assert describe_machine(known | {"device_count": 4}) == "2 CPU cores as 4 devices"
+    gpu = known | {"backend": "gpu", "device_kind": "NVIDIA H100"}
+    assert describe_machine(gpu) == "1 x NVIDIA H100"
+    assert describe_machine({}) == ""

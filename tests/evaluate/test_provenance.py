@@ -3,11 +3,10 @@
 import json
 import subprocess
 from datetime import UTC, datetime
-from typing import Any
 
 from mnist_flax.core.config import Config
 from mnist_flax.evaluate import provenance
-from mnist_flax.evaluate.provenance import METADATA, describe_machine, saved_at
+from mnist_flax.evaluate.provenance import METADATA, saved_at
 
 
 def save(folder, step, content):
@@ -31,15 +30,6 @@ def test_the_date_of_a_real_run_is_known(small_run):
     saved = saved_at(small_run, 48)
     assert saved
     assert abs((datetime.now(UTC) - saved).total_seconds()) < 24 * 3600
-
-
-def test_the_machine_is_named_by_its_devices():
-    known: Any = {"backend": "cpu", "cores": 2, "device_count": 1, "device_kind": "cpu"}
-    assert describe_machine(known) == "2 CPU cores"
-    assert describe_machine(known | {"device_count": 4}) == "2 CPU cores as 4 devices"
-    gpu = known | {"backend": "gpu", "device_kind": "NVIDIA H100"}
-    assert describe_machine(gpu) == "1 x NVIDIA H100"
-    assert describe_machine({}) == ""
 
 
 def test_what_is_not_known_is_left_out(monkeypatch):
