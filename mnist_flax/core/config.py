@@ -100,6 +100,9 @@ class Config:
     weight_decay: float = limited(0.05, 0, 1, "from 0 to 1")
     """Decoupled weight decay: each step subtracts this share of the parameters (with `muon`, of
     the kernels), times the learning rate."""
+    ema_decay: float = limited(0.0, 0, BELOW_1, "from 0 to below 1")
+    """The network is the exponential moving average of the parameters after each step, with this
+    decay rate; with 0 it is the parameters of the last step."""
     seed: int = limited(0, 0, 2**32 - 1, "from 0 to 4,294,967,295")
     """Decides the initial parameters, the order of the images and their augmentation."""
     num_seeds: int = limited(1, 1, 10_000, "from 1 to 10,000")

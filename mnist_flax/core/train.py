@@ -26,7 +26,8 @@ class TrainState:
     """Everything that training changes, and so everything that a checkpoint holds."""
 
     step: Int32[Array, ""]  # optimizer steps taken
-    params: model.Params
+    params: model.Params  # of the network, which is evaluated
+    raw_params: model.Params | None  # of the optimizer, if `params` are their moving average
     opt_state: optax.OptState
     epoch_loss: Float32[Array, ""]  # training loss summed over the epoch's images so far
 
@@ -47,6 +48,7 @@ def create_state(key: Key[Array, ""], config: Config) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
+        raw_params=params if config.ema_decay else None,
         opt_state=make_optimizer(config).init(params),
         epoch_loss=jnp.zeros((), jnp.float32),
     )
@@ -71,18 +73,25 @@ def train_step(
     step_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), state.step)
     images = augment(step_key, batch["images"], config)
     loss_sum = functools.partial(weighted_loss_sum, precision=config.precision)
+    params = state.params if state.raw_params is None else state.raw_params
     loss, gradients = sharding.accumulate_gradients(
-        jax.value_and_grad(loss_sum), state.params, images, batch["labels"], batch["weights"]
+        jax.value_and_grad(loss_sum), params, images, batch["labels"], batch["weights"]
     )
     count = batch["weights"].sum()
     gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
     # optax raises a float to the power of an int, which "strict" promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = make_optimizer(config).update(gradients, state.opt_state, state.params)
+        updates, opt_state = make_optimizer(config).update(gradients, state.opt_state, params)
+    params = raw_params = optax.apply_updates(params, updates)
+    if config.ema_decay:
+        # The mean of all steps at first, so that the initial parameters do not count.
+        weight = jnp.maximum(1 - config.ema_decay, 1 / (state.step + 1).astype(jnp.float32))
+        params = optax.incremental_update(raw_params, state.params, weight)
     is_first = state.step % config.steps_per_epoch == 0
     next_state = TrainState(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),  # pyright: ignore[reportArgumentType]
+        params=params,  # pyright: ignore[reportArgumentType]
+        raw_params=raw_params if config.ema_decay else None,  # pyright: ignore[reportArgumentType]
         opt_state=opt_state,
         epoch_loss=jnp.where(is_first, jnp.float32(0), state.epoch_loss) + loss,
     )
