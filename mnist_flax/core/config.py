@@ -62,6 +62,9 @@ class Config:
     Both have 81,066 parameters with 64 channels."""
     channels: int = limited(64, 1, 1024, "from 1 to 1,024")
     """Channels of each convolution. Other values make a smaller or larger network."""
+    residual_layers: int = limited(0, 0, 100, "from 0 to 100")
+    """Residual convolutions after the second pooling, each with 36,928 parameters if there are 64
+    channels."""
     shift_pixels: int = limited(1, 0, 6, "from 0 to 6")
     """Largest random shift of the training images in each direction, in whole pixels."""
     rotation_degrees: float = limited(0.0, 0, 180, "from 0 to 180")
@@ -100,9 +103,9 @@ class Config:
     weight_decay: float = limited(0.05, 0, 1, "from 0 to 1")
     """Decoupled weight decay: each step subtracts this share of the parameters (with `muon`, of
     the kernels), times the learning rate."""
-    ema_decay: float = limited(0.0, 0, BELOW_1, "from 0 to below 1")
-    """The network is the exponential moving average of the parameters after each step, with this
-    decay rate; with 0 it is the parameters of the last step."""
+    ema_fraction: float = limited(0.0, 0, 1, "from 0 to 1")
+    """With a share of all steps, the network is the exponential moving average of the parameters
+    with that time constant. With 0, it is the parameters after the last step."""
     seed: int = limited(0, 0, 2**32 - 1, "from 0 to 4,294,967,295")
     """Decides the initial parameters, the order of the images and their augmentation."""
     num_seeds: int = limited(1, 1, 10_000, "from 1 to 10,000")

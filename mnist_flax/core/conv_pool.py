@@ -82,6 +82,18 @@ def conv_pool_cpu(x: Images, kernel: Kernel) -> Pooled:
     return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
 
 
+def conv_normalized(x: Images, kernel: Kernel) -> Images:
+    """A convolution with as many outputs as inputs, normalized: mean 0, variance 1 in each image.
+
+    Layer normalization without parameters, https://arxiv.org/abs/1607.06450.
+    """
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    views = [padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)]
+    y = _product(jnp.concatenate(views, axis=-1), kernel.reshape((-1, kernel.shape[-1])))
+    return jax.nn.standardize(y, axis=(1, 2, 3), epsilon=1e-3)
+
+
 def _im2col(x: Images, kernel: Kernel) -> Pooled:
     """One product for each of the four positions in a pooling window."""
     height, width = _pooled_extent(x)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Key
 
-from mnist_flax.core.conv_pool import ConvPool, default_conv_pool
+from mnist_flax.core.conv_pool import ConvPool, conv_normalized, default_conv_pool
 
 # {layer: {"kernel": float32 array, "bias": float32 array}}
 Params: TypeAlias = dict[str, dict[str, Array]]
@@ -22,10 +22,11 @@ class CNN(nn.Module):
     """The Keras tutorial's network: 81,066 parameters for 28x28 and for 22x22 inputs.
 
     Three blocks of a valid 3x3 convolution to 64 channels (or another number), ReLU and 2x2
-    max-pooling, then dense layers of 64, 32 and 10.
+    max-pooling, then dense layers of 64, 32 and 10. `residual_layers` are added after the second.
     """
 
     channels: int = 64
+    residual_layers: int = 0
     dtype: jax.typing.DTypeLike = jnp.float32  # of the arithmetic; parameters stay float32
     conv_pool: ConvPool | None = None  # None: the fastest on this backend
 
@@ -33,40 +34,45 @@ class CNN(nn.Module):
     def __call__(self, images: Float[Array, "batch size size 1"]) -> Float[Array, "batch 10"]:
         """Maps images scaled to 0..1 to logits."""
         x = images.astype(self.dtype)
+        conv_pool = self.conv_pool or default_conv_pool()
         for index in range(NUM_BLOCKS):
-            x = Block(self.channels, self.dtype, self.conv_pool, name=f"Conv_{index}")(x)
+            x = Conv(self.channels, self.dtype, conv_pool, name=f"Conv_{index}")(x)
+            for layer in range(self.residual_layers if index == 1 else 0):
+                name = f"Residual_{layer}"
+                x = x + Conv(self.channels, self.dtype, conv_normalized, name=name)(x)
         x = x.reshape((x.shape[0], -1))
         for features in (64, 32):
             x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(x))
         return nn.Dense(NUM_CLASSES, dtype=self.dtype, kernel_init=GLOROT)(x).astype(jnp.float32)
 
 
-class Block(nn.Module):
-    """A valid 3x3 convolution, 2x2 max-pooling, bias and ReLU.
+class Conv(nn.Module):
+    """A 3x3 convolution with pooling or normalization, then bias and ReLU.
 
     The tutorial pools last, with the same result: bias and ReLU are monotonic.
     """
 
     features: int
     dtype: jax.typing.DTypeLike
-    conv_pool: ConvPool | None
+    convolve: ConvPool
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch (height-2)//2 (width-2)//2 features"]:
-        """Applies the block."""
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Applies the layer."""
         kernel = self.param("kernel", GLOROT, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        conv_pool = self.conv_pool or default_conv_pool()
-        pooled = conv_pool(x, kernel.astype(self.dtype))
-        return nn.relu(pooled + bias.astype(self.dtype)[None, None, None])
+        convolved = self.convolve(x, kernel.astype(self.dtype))
+        return nn.relu(convolved + bias.astype(self.dtype)[None, None, None])
 
 
-def init(key: Key[Array, ""], input_size: int, channels: int = 64) -> Params:
+def init(
+    key: Key[Array, ""], input_size: int, channels: int = 64, residual_layers: int = 0
+) -> Params:
     """Initial parameters: Glorot-uniform kernels and zero biases, all float32."""
     images = jnp.zeros((1, input_size, input_size, 1), jnp.float32)
-    return CNN(channels).init(key, images)["params"]  # pyright: ignore[reportReturnType]
+    return CNN(channels, residual_layers).init(key, images)["params"]  # pyright: ignore[reportReturnType]
 
 
 def apply(
@@ -83,7 +89,8 @@ def apply(
     size = visible_size(images.shape[1])
     channels = params["Conv_0"]["bias"].shape[-1]
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
-    network = CNN(channels, dtype, conv_pool)
+    residual_layers = sum(name.startswith("Residual") for name in params)
+    network = CNN(channels, residual_layers, dtype, conv_pool)
     # By default JAX multiplies float32 matrices in TF32 or bfloat16 on accelerators.
     with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
         return network.apply({"params": params}, images[:, :size, :size])  # pyright: ignore[reportReturnType]
@@ -102,10 +109,10 @@ def visible_size(size: int) -> int:
     return size
 
 
-def model_summary(input_size: int, channels: int = 64) -> str:
+def model_summary(input_size: int, channels: int = 64, residual_layers: int = 0) -> str:
     """A table of the layers with their output shapes and parameter counts."""
     images = jnp.zeros((1, input_size, input_size, 1), jnp.float32)
-    table = CNN(channels).tabulate(
+    table = CNN(channels, residual_layers).tabulate(
         jax.random.key(0),
         images,
         console_kwargs={"width": 100, "force_terminal": False},

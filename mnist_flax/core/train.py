@@ -44,11 +44,12 @@ class StepMetrics(TypedDict):
 def create_state(key: Key[Array, ""], config: Config) -> TrainState:
     """The state before the first step."""
     init_key = jax.random.fold_in(key, INIT_STREAM)
-    params = model.init(init_key, config.input_size, config.channels)
+    size, residual_layers = config.input_size, config.residual_layers
+    params = model.init(init_key, size, config.channels, residual_layers)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        raw_params=params if config.ema_decay else None,
+        raw_params=params if config.ema_fraction else None,
         opt_state=make_optimizer(config).init(params),
         epoch_loss=jnp.zeros((), jnp.float32),
     )
@@ -83,15 +84,16 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = make_optimizer(config).update(gradients, state.opt_state, params)
     params = raw_params = optax.apply_updates(params, updates)
-    if config.ema_decay:
-        # The mean of all steps at first, so that the initial parameters do not count.
-        weight = jnp.maximum(1 - config.ema_decay, 1 / (state.step + 1).astype(jnp.float32))
+    if config.ema_fraction:
+        # The plain mean of the first steps, in which the initial parameters do not count.
+        horizon = max(1.0, config.ema_fraction * config.total_steps)
+        weight = 1 / jnp.minimum(horizon, (state.step + 1).astype(jnp.float32))
         params = optax.incremental_update(raw_params, state.params, weight)
     is_first = state.step % config.steps_per_epoch == 0
     next_state = TrainState(
         step=state.step + 1,
         params=params,  # pyright: ignore[reportArgumentType]
-        raw_params=raw_params if config.ema_decay else None,  # pyright: ignore[reportArgumentType]
+        raw_params=raw_params if config.ema_fraction else None,  # pyright: ignore[reportArgumentType]
         opt_state=opt_state,
         epoch_loss=jnp.where(is_first, jnp.float32(0), state.epoch_loss) + loss,
     )

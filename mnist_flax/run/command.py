@@ -99,7 +99,9 @@ def _run(argv: Sequence[str]) -> int:
     if options.print_model:
         from mnist_flax.core import model
 
-        print(model.model_summary(options.config.input_size, options.config.channels))
+        config = options.config
+        size, layers = config.input_size, config.residual_layers
+        print(model.model_summary(size, config.channels, layers))
         return 0
     message = "--workdir is missing: the folder for everything that the run writes"
     folder = require_option(options.workdir, message).absolute()
