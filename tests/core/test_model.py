@@ -14,21 +14,35 @@ from mnist_flax.core import model
 def plain_logits(params, images):
     """The reference network, written out with XLA's own convolution and pooling."""
     x = images
-    for layer in ("Conv_0", "Conv_1", "Conv_2"):
+
+    def convolve(x, layer, padding):
         dimensions = ("NHWC", "HWIO", "NHWC")
         kernel = params[layer]["kernel"]
-        x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=dimensions)
-        x = jnp.maximum(x + params[layer]["bias"][None, None, None], 0)
-        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dimensions)
+
+    def activate(x, layer):
+        return jnp.maximum(x + params[layer]["bias"][None, None, None], 0)
+
+    for layer in ("Conv_0", "Conv_1", "Residual_0", "Residual_1", "Conv_2"):
+        if layer not in params:
+            continue
+        if layer.startswith("Residual"):
+            y = convolve(x, layer, "SAME")
+            y = y - y.mean(axis=(1, 2, 3), keepdims=True)
+            y = y / jnp.sqrt((y**2).mean(axis=(1, 2, 3), keepdims=True) + 1e-3)
+            x = x + activate(y, layer)
+        else:
+            x = activate(convolve(x, layer, "VALID"), layer)
+            x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     x = x.reshape((x.shape[0], -1))
     for layer in ("Dense_0", "Dense_1"):
         x = jnp.maximum(x @ params[layer]["kernel"] + params[layer]["bias"][None], 0)
     return x @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"][None]
 
 
-def random_params(key, size):
+def random_params(key, size, residual_layers):
     """Parameters with biases that are not zero, so that every term counts."""
-    params = model.init(key, size)
+    params = model.init(key, size, residual_layers=residual_layers)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     noisy = [
@@ -37,9 +51,11 @@ def random_params(key, size):
     return jax.tree.unflatten(structure, noisy)
 
 
-@pytest.mark.parametrize("size", [22, pytest.param(28, marks=pytest.mark.nightly)])
-def test_logits_and_gradients_equal_a_plain_implementation(key, size):
-    params = random_params(key, size)
+@pytest.mark.parametrize(
+    ("size", "residual_layers"), [(22, 0), (22, 2), pytest.param(28, 0, marks=pytest.mark.nightly)]
+)
+def test_logits_and_gradients_equal_a_plain_implementation(key, size, residual_layers):
+    params = random_params(key, size, residual_layers)
     images = jax.random.uniform(key, (5, size, size, 1))
     logits, expected = (jax.jit(f)(params, images) for f in (model.apply, plain_logits))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
@@ -77,6 +93,12 @@ def test_more_channels_make_a_larger_network(key):
     assert jax.eval_shape(model.apply, params, jnp.zeros((2, 22, 22, 1))).shape == (2, 10)
 
 
+def test_residual_layers_make_a_deeper_network(key):
+    params = jax.eval_shape(lambda key: model.init(key, 22, residual_layers=3), key)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 81_066 + 3 * 36_928
+    assert jax.eval_shape(model.apply, params, jnp.zeros((2, 22, 22, 1))).shape == (2, 10)
+
+
 def test_parameters_are_initialized_as_by_keras(key):
     params = model.init(key, 28)
     for layer in params.values():
@@ -91,7 +113,7 @@ def test_parameters_are_initialized_as_by_keras(key):
 def test_the_last_six_rows_and_columns_of_28_do_not_influence_the_logits(key):
     assert model.visible_size(28) == 22
     assert model.visible_size(22) == 22
-    params = random_params(key, 28)
+    params = random_params(key, 28, 0)
     images = jax.random.uniform(key, (3, 28, 28, 1))
     hidden = jnp.zeros((28, 28), bool).at[22:].set(True).at[:, 22:].set(True)[None, :, :, None]
     noise = jax.random.uniform(jax.random.fold_in(key, 1), images.shape)

@@ -1,5 +1,6 @@
 """The training functions: golden values, determinism, and that no image is lost."""
 
+import dataclasses
 import functools
 
 import jax
@@ -135,6 +136,25 @@ def test_the_steps_take_the_batches_in_the_order_of_the_epoch(digits, key):
         total += float(metrics["loss"]) * SMALL.batch_size
     two = take_steps(SMALL, digits, key, create(key, SMALL), 2)
     np.testing.assert_allclose(float(two.epoch_loss), total, rtol=1e-4)
+
+
+def test_the_network_is_the_moving_average_of_the_parameters(digits, key):
+    """Recomputes in float64 what the state holds, from the parameters after each step."""
+    averaged = dataclasses.replace(SMALL, ema_fraction=0.25)  # a time constant of 15 of 60 steps
+    plain, state = create(key, SMALL), create(key, averaged)
+    mean = jax.tree.map(lambda x: 0 * x, jax.device_get(plain.params))
+    for step in range(SMALL.steps_per_epoch + 8):
+        plain = take_steps(SMALL, digits, key, plain, 1)
+        state = take_steps(averaged, digits, key, state, 1)
+        weight = 1 / min(0.25 * SMALL.total_steps, step + 1)
+        mean = jax.tree.map(
+            lambda old, new, weight=weight: old + weight * (np.float64(new) - old),
+            *(mean, jax.device_get(plain.params)),
+        )
+    assert tree_sha256(state.raw_params) == tree_sha256(plain.params)
+    assert plain.raw_params is None
+    for ours, expected in zip(*map(jax.tree.leaves, (state.params, mean)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
 
 
 def test_dividing_an_epoch_into_parts_changes_no_bit(digits, key):
