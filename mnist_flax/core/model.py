@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Key
 
+from mnist_flax.core.config import Config
 from mnist_flax.core.conv_pool import ConvPool, conv_normalized, default_conv_pool
 
 # {layer: {"kernel": float32 array, "bias": float32 array}}
@@ -67,12 +68,10 @@ class Conv(nn.Module):
         return nn.relu(convolved + bias.astype(self.dtype)[None, None, None])
 
 
-def init(
-    key: Key[Array, ""], input_size: int, channels: int = 64, residual_layers: int = 0
-) -> Params:
+def init(key: Key[Array, ""], config: Config) -> Params:
     """Initial parameters: Glorot-uniform kernels and zero biases, all float32."""
-    images = jnp.zeros((1, input_size, input_size, 1), jnp.float32)
-    return CNN(channels, residual_layers).init(key, images)["params"]  # pyright: ignore[reportReturnType]
+    size, network = config.input_size, CNN(config.channels, config.residual_layers)
+    return network.init(key, jnp.zeros((1, size, size, 1)))["params"]  # pyright: ignore[reportReturnType]
 
 
 def apply(
@@ -109,12 +108,11 @@ def visible_size(size: int) -> int:
     return size
 
 
-def model_summary(input_size: int, channels: int = 64, residual_layers: int = 0) -> str:
+def model_summary(config: Config) -> str:
     """A table of the layers with their output shapes and parameter counts."""
-    images = jnp.zeros((1, input_size, input_size, 1), jnp.float32)
-    table = CNN(channels, residual_layers).tabulate(
+    table = CNN(config.channels, config.residual_layers).tabulate(
         jax.random.key(0),
-        images,
+        jnp.zeros((1, config.input_size, config.input_size, 1)),
         console_kwargs={"width": 100, "force_terminal": False},
         column_kwargs={"no_wrap": True},
     )

@@ -5,6 +5,7 @@ any step continues exactly as if the training had not stopped.
 """
 
 import functools
+from collections.abc import Callable
 from typing import TypedDict
 
 import flax.struct
@@ -26,10 +27,10 @@ class TrainState:
     """Everything that training changes, and so everything that a checkpoint holds."""
 
     step: Int32[Array, ""]  # optimizer steps taken
-    params: model.Params  # of the network, which is evaluated
-    raw_params: model.Params | None  # of the optimizer, if `params` are their moving average
+    params: model.Params  # of the network
     opt_state: optax.OptState
     epoch_loss: Float32[Array, ""]  # training loss summed over the epoch's images so far
+    raw_params: model.Params | None = None  # what the optimizer moves, if `params` average it
 
 
 class StepMetrics(TypedDict):
@@ -43,15 +44,13 @@ class StepMetrics(TypedDict):
 @functools.partial(jax.jit, static_argnames="config")
 def create_state(key: Key[Array, ""], config: Config) -> TrainState:
     """The state before the first step."""
-    init_key = jax.random.fold_in(key, INIT_STREAM)
-    size, residual_layers = config.input_size, config.residual_layers
-    params = model.init(init_key, size, config.channels, residual_layers)
+    params = model.init(jax.random.fold_in(key, INIT_STREAM), config)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        raw_params=params if config.ema_fraction else None,
         opt_state=make_optimizer(config).init(params),
         epoch_loss=jnp.zeros((), jnp.float32),
+        raw_params=params if config.ema_fraction else None,
     )
 
 
@@ -68,12 +67,19 @@ def weighted_loss_sum(
 
 
 def train_step(
-    state: TrainState, batch: Batch, key: Key[Array, ""], config: Config
+    state: TrainState,
+    batch: Batch,
+    key: Key[Array, ""],
+    config: Config,
+    loss_sum: Callable[..., Array] = weighted_loss_sum,
 ) -> tuple[TrainState, StepMetrics]:
-    """One update of the parameters, with the state after `state.step` updates and the run's key."""
+    """One update of the parameters, with the state after `state.step` updates and the run's key.
+
+    Another loss has the arguments of `weighted_loss_sum`, and adds nothing where weights are 0.
+    """
     step_key = jax.random.fold_in(jax.random.fold_in(key, AUGMENT_STREAM), state.step)
     images = augment(step_key, batch["images"], config)
-    loss_sum = functools.partial(weighted_loss_sum, precision=config.precision)
+    loss_sum = functools.partial(loss_sum, precision=config.precision)
     params = state.params if state.raw_params is None else state.raw_params
     loss, gradients = sharding.accumulate_gradients(
         jax.value_and_grad(loss_sum), params, images, batch["labels"], batch["weights"]
@@ -93,9 +99,9 @@ def train_step(
     next_state = TrainState(
         step=state.step + 1,
         params=params,  # pyright: ignore[reportArgumentType]
-        raw_params=raw_params if config.ema_fraction else None,  # pyright: ignore[reportArgumentType]
         opt_state=opt_state,
         epoch_loss=jnp.where(is_first, jnp.float32(0), state.epoch_loss) + loss,
+        raw_params=raw_params if config.ema_fraction else None,  # pyright: ignore[reportArgumentType]
     )
     return next_state, {
         "loss": loss / count,

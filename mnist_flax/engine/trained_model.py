@@ -142,11 +142,7 @@ def load_trained(
     if config is None:
         raise UserError(f"{folder} holds no run: it has no {workdir.CONFIG}")
     step, params = checkpoint.load_params(folder / workdir.CHECKPOINTS, which)
-    expected = jax.eval_shape(
-        lambda: model.init(
-            jax.random.key(0), config.input_size, config.channels, config.residual_layers
-        )
-    )
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), config))
     axis = (config.num_seeds,) if config.num_seeds > 1 else ()
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
     if shapes != jax.tree.map(lambda leaf: ((*axis, *leaf.shape), leaf.dtype), expected):

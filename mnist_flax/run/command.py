@@ -99,9 +99,7 @@ def _run(argv: Sequence[str]) -> int:
     if options.print_model:
         from mnist_flax.core import model
 
-        config = options.config
-        size, layers = config.input_size, config.residual_layers
-        print(model.model_summary(size, config.channels, layers))
+        print(model.model_summary(options.config))
         return 0
     message = "--workdir is missing: the folder for everything that the run writes"
     folder = require_option(options.workdir, message).absolute()

@@ -83,7 +83,7 @@ def test_pooling_drops_an_odd_last_row_and_column():
 @pytest.mark.nightly
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_lower_precision_stays_close_and_its_gradients_stay_float32(key, precision):
-    params = model.init(key, 22)
+    params = model.init(key, Config())
     images = jax.random.uniform(key, (8, 22, 22, 1))
     apply = jax.jit(model.apply, static_argnames="precision")
     logits, exact = apply(params, images, precision=precision), apply(params, images)

@@ -8,6 +8,7 @@ import pytest
 from sklearn import metrics
 
 from mnist_flax.core import model
+from mnist_flax.core.config import Config
 from mnist_flax.core.conv_pool import conv_pool_lax
 from mnist_flax.core.inference import (
     cross_entropy,
@@ -24,7 +25,7 @@ from tests.conftest import with_biases
 )
 def test_every_image_is_predicted_once_and_in_order(digits, key, config, count):
     images = jnp.asarray(digits.test[0][:count])
-    params = model.init(key, 22)
+    params = model.init(key, Config())
     logits = predict_logits(params, images, config=config)
     assert logits.shape == (count, 10)
     expected = model.apply(params, images[:, 3:25, 3:25].astype(jnp.float32) / 255)
@@ -54,7 +55,7 @@ def test_the_loss_stays_finite_for_any_confidence():
 
 
 def test_the_saliency_map_is_the_gradient_of_each_image_divided_by_its_maximum(digits, key, config):
-    params = with_biases(model.init(key, 22))
+    params = with_biases(model.init(key, Config()))
     images = jnp.asarray(digits.test[0][:3])
     saliency = np.asarray(saliency_map(params, images, config))
     assert saliency.shape == (3, 28, 28)

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from mnist_flax.core import model
+from mnist_flax.core.config import Config
 
 
 def plain_logits(params, images):
@@ -40,9 +41,9 @@ def plain_logits(params, images):
     return x @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"][None]
 
 
-def random_params(key, size, residual_layers):
+def random_params(key, config):
     """Parameters with biases that are not zero, so that every term counts."""
-    params = model.init(key, size, residual_layers=residual_layers)
+    params = model.init(key, config)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     noisy = [
@@ -55,7 +56,7 @@ def random_params(key, size, residual_layers):
     ("size", "residual_layers"), [(22, 0), (22, 2), pytest.param(28, 0, marks=pytest.mark.nightly)]
 )
 def test_logits_and_gradients_equal_a_plain_implementation(key, size, residual_layers):
-    params = random_params(key, size, residual_layers)
+    params = random_params(key, Config(input_size=size, residual_layers=residual_layers))
     images = jax.random.uniform(key, (5, size, size, 1))
     logits, expected = (jax.jit(f)(params, images) for f in (model.apply, plain_logits))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
@@ -71,7 +72,7 @@ def test_logits_and_gradients_equal_a_plain_implementation(key, size, residual_l
 
 @pytest.mark.parametrize("size", [22, 28])
 def test_each_layer_has_the_number_of_parameters_of_the_tutorial(key, size):
-    params = model.init(key, size)
+    params = model.init(key, Config(input_size=size))
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in params.items()
     }
@@ -88,19 +89,19 @@ def test_each_layer_has_the_number_of_parameters_of_the_tutorial(key, size):
 
 
 def test_more_channels_make_a_larger_network(key):
-    params = jax.eval_shape(lambda key: model.init(key, 22, channels=128), key)
+    params = jax.eval_shape(lambda key: model.init(key, Config(channels=128)), key)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 307_114
     assert jax.eval_shape(model.apply, params, jnp.zeros((2, 22, 22, 1))).shape == (2, 10)
 
 
 def test_residual_layers_make_a_deeper_network(key):
-    params = jax.eval_shape(lambda key: model.init(key, 22, residual_layers=3), key)
+    params = jax.eval_shape(lambda key: model.init(key, Config(residual_layers=3)), key)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 81_066 + 3 * 36_928
     assert jax.eval_shape(model.apply, params, jnp.zeros((2, 22, 22, 1))).shape == (2, 10)
 
 
 def test_parameters_are_initialized_as_by_keras(key):
-    params = model.init(key, 28)
+    params = model.init(key, Config(input_size=28))
     for layer in params.values():
         assert not layer["bias"].any()
         *kernel_size, inputs, outputs = layer["kernel"].shape
@@ -113,7 +114,7 @@ def test_parameters_are_initialized_as_by_keras(key):
 def test_the_last_six_rows_and_columns_of_28_do_not_influence_the_logits(key):
     assert model.visible_size(28) == 22
     assert model.visible_size(22) == 22
-    params = random_params(key, 28, 0)
+    params = random_params(key, Config(input_size=28))
     images = jax.random.uniform(key, (3, 28, 28, 1))
     hidden = jnp.zeros((28, 28), bool).at[22:].set(True).at[:, 22:].set(True)[None, :, :, None]
     noise = jax.random.uniform(jax.random.fold_in(key, 1), images.shape)
@@ -128,7 +129,7 @@ def test_the_last_six_rows_and_columns_of_28_do_not_influence_the_logits(key):
 
 
 def test_the_model_summary_shows_the_shapes_and_counts_of_the_tutorial():
-    table = model.model_summary(28)
+    table = model.model_summary(Config(input_size=28))
     outputs = re.findall(r"│ (\w+)_\d +│.*│ float32\[1,([\d,]+)\] +│ [^│]*│$", table, re.MULTILINE)
     assert outputs == [
         ("Conv", "13,13,64"),

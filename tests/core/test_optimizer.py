@@ -105,7 +105,7 @@ def test_muon_updates_kernels_as_optax_does(key):
             params,
         ),
     )
-    params = {name: model.init(key, 22)[name] for name in ("Conv_1", "Dense_1")}
+    params = {name: model.init(key, Config())[name] for name in ("Conv_1", "Dense_1")}
 
     def last_update(transformation):
         def step(index, carry):
