@@ -15,7 +15,7 @@ from typing import Any, NotRequired, TypedDict
 
 from filelock import FileLock, Timeout
 
-from mnist_flax.core.config import Config, UserError, diff_configs, from_dict
+from mnist_flax.core.config import Config, UserError, flag_name
 from mnist_flax.engine import files
 from mnist_flax.engine.distributed import is_primary, run_on_primary
 from mnist_flax.engine.environment import Environment
@@ -78,6 +78,27 @@ def read_config(folder: Path) -> Config | None:
     except UserError as error:
         message = f"{folder / CONFIG} is {error}; correct it, or use another --workdir"
         raise UserError(message) from error
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The config whose `dataclasses.asdict` is `values`.
+
+    Raises a UserError if a field is missing, unknown, of another type or out of range.
+    """
+    unexpected = {field.name for field in dataclasses.fields(Config)} ^ set(values)
+    if unexpected:
+        names = ", ".join(sorted(unexpected))
+        raise UserError(f"not a config of this version (missing or unknown: {names})")
+    return Config(**values)
+
+
+def diff_configs(old: Config, new: Config) -> list[str]:
+    """One text for each field that differs, with both values."""
+    return [
+        f"{flag_name(name)} was {value}, now {getattr(new, name)}"
+        for name, value in dataclasses.asdict(old).items()
+        if getattr(new, name) != value
+    ]
 
 
 def resolve_config(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_flax.core.config import DATASET_SIZES, Config, UserError, diff_configs, from_dict
+from mnist_flax.core.config import DATASET_SIZES, Config, UserError
 from mnist_flax.data.dataset import Dataset, load_dataset
 from mnist_flax.engine import distributed, environment, workdir
 from mnist_flax.engine.checkpoint import CheckpointManager, tree_sha256
@@ -16,7 +16,7 @@ from mnist_flax.engine.distributed import run_on_primary
 from mnist_flax.engine.environment import Environment
 from mnist_flax.engine.seed_stats import mean_of
 from mnist_flax.engine.trained_model import TrainedModel
-from mnist_flax.engine.workdir import MetricsRow, Summary
+from mnist_flax.engine.workdir import MetricsRow, Summary, diff_configs, from_dict
 from mnist_flax.run import display, loop
 from mnist_flax.run.compilation import compile_training
 from mnist_flax.run.loop import CHANCE_LOSS, TrainingContext, step_of

@@ -1,19 +1,11 @@
 """Valid and invalid configs."""
 
 import dataclasses
-import json
 import math
 
 import pytest
 
-from mnist_flax.core.config import (
-    PRESETS,
-    Config,
-    UserError,
-    diff_configs,
-    flag_name,
-    from_dict,
-)
+from mnist_flax.core.config import Config, UserError, flag_name
 
 NUMBERS = [field for field in dataclasses.fields(Config) if field.type in (int, float)]
 
@@ -71,25 +63,7 @@ def test_a_number_just_outside_its_limits_is_refused(field):
         outside = [math.nextafter(low, -math.inf), math.nextafter(high, math.inf)]
     for value in filter(math.isfinite, outside):
         with pytest.raises(UserError, match=f"{flag_name(field.name)} must be {text}, but is"):
-            from_dict(dataclasses.asdict(Config()) | {field.name: value})
-
-
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_a_config_survives_json(preset):
-    assert from_dict(json.loads(json.dumps(dataclasses.asdict(preset)))) == preset
-
-
-def test_missing_and_unknown_fields_are_named():
-    values = dataclasses.asdict(Config())
-    del values["seed"]
-    message = r"not a config of this version \(missing or unknown: color, seed\)"
-    with pytest.raises(UserError, match=message):
-        from_dict(values | {"color": 1})
-
-
-def test_differences_name_the_field_and_both_values():
-    assert diff_configs(Config(), Config()) == []
-    assert diff_configs(Config(), Config(batch_size=32)) == ["--batch-size was 64, now 32"]
+            Config(**{field.name: value})
 
 
 def test_the_last_step_of_an_epoch_may_have_a_smaller_batch():

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from mnist_flax.core.config import Config, UserError
+from mnist_flax.core.config import PRESETS, Config, UserError
 from mnist_flax.engine import workdir
 from mnist_flax.engine.seed_stats import seed_statistics
 
@@ -316,3 +316,21 @@ def test_a_summary_that_lacks_an_entry_is_refused(tmp_path, name):
     (tmp_path / workdir.SUMMARY).write_text(json.dumps(summary))
     with pytest.raises(UserError, match=rf"summary\.json is damaged: .*{name}"):
         workdir.read_summary(tmp_path)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_config_survives_json(preset):
+    assert workdir.from_dict(json.loads(json.dumps(dataclasses.asdict(preset)))) == preset
+
+
+def test_missing_and_unknown_fields_are_named():
+    values = dataclasses.asdict(Config())
+    del values["seed"]
+    message = r"not a config of this version \(missing or unknown: color, seed\)"
+    with pytest.raises(UserError, match=message):
+        workdir.from_dict(values | {"color": 1})
+
+
+def test_differences_name_the_field_and_both_values():
+    assert workdir.diff_configs(Config(), Config()) == []
+    assert workdir.diff_configs(Config(), Config(batch_size=32)) == ["--batch-size was 64, now 32"]
