@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
@@ -62,8 +63,9 @@ def test_a_number_just_outside_its_limits_is_refused(field):
     else:
         outside = [math.nextafter(low, -math.inf), math.nextafter(high, math.inf)]
     for value in filter(math.isfinite, outside):
+        values: dict[str, Any] = {field.name: value}
         with pytest.raises(UserError, match=f"{flag_name(field.name)} must be {text}, but is"):
-            Config(**{field.name: value})
+            Config(**values)
 
 
 def test_the_last_step_of_an_epoch_may_have_a_smaller_batch():
