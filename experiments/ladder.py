@@ -95,8 +95,10 @@ def draw(result: dict[str, list[Row]], folder: Path) -> None:
             sizes = [row[name] for row in points]
             axes.errorbar(sizes, errors, spread, fmt=style, color=color, capsize=2, markersize=5)
             for row, size, error in zip(points, sizes, errors, strict=True):
-                text = f"{row['name']} (n = {row['n']:,})" if color != "C0" else row["name"]
-                axes.annotate(text, (size, error), (6, 4), None, "offset points", fontsize=7)
+                is_width = rows is result["channels"]
+                text = row["name"] if is_width else f"{row['name']} (n = {row['n']:,})"
+                place = {"xytext": (5, 5)} if is_width else {"xytext": (-6, -3), "ha": "right"}
+                axes.annotate(text, (size, error), textcoords="offset points", fontsize=7, **place)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()

@@ -71,7 +71,9 @@ def draw(result: dict[str, Any], folder: Path) -> None:
         axes.plot(sizes, errors, "o", color="C0", alpha=0.3, markersize=4)
         axes.plot(sizes, errors.mean(axis=1), "-", color="C1")
         for size, error in zip(sizes, errors.mean(axis=1), strict=True):
-            axes.annotate(f"{error:.2f}", (size, error), (4, 6), None, "offset points", fontsize=8)
+            axes.annotate(
+                f"{error:.2f}", (size, error), (4, 6), "data", "offset points", fontsize=8
+            )
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="test error (%)")
         axes.margins(x=0.12)
         axes.set_xticks(sizes, [f"{n / 1000:g}k" if n >= 1000 else str(n) for n in sizes])
