@@ -12,12 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from mnist_flax import run
+from mnist_flax.core import model
 from mnist_flax.core.config import Config
 from mnist_flax.data.dataset import Dataset, load_dataset
+from mnist_flax.engine.trained_model import TrainedModel
 from tests.installed import clean, source, wheel  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +68,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not workdir.exists():
             assert run.main(["--workdir", str(workdir), *SMALL]) == 0
     return workdir
+
+
+@pytest.fixture(scope="session")
+def residual_network(key: jax.Array) -> TrainedModel:
+    """A random network with residual layers, whose biases are not zero."""
+    config = Config(dataset="digits", input_size=28, channels=24, residual_layers=2)
+    sizes = config.input_size, config.channels, config.residual_layers
+    shapes = jax.eval_shape(lambda: model.init(key, *sizes))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype("f4"), shapes)
+    return TrainedModel(config, 1, params)
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,8 @@ WINOGRAD = {
 }
 # fmt: on
 
+EPSILON = 1e-3  # is added to the variance in a normalization
+
 Images = Float[Array, "batch height width in"]
 Kernel = Float[Array, "3 3 in out"]
 Pooled = Float[Array, "batch (height-2)//2 (width-2)//2 out"]
@@ -91,7 +93,7 @@ def conv_normalized(x: Images, kernel: Kernel) -> Images:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     views = [padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)]
     y = _product(jnp.concatenate(views, axis=-1), kernel.reshape((-1, kernel.shape[-1])))
-    return jax.nn.standardize(y, axis=(1, 2, 3), epsilon=1e-3)
+    return jax.nn.standardize(y, axis=(1, 2, 3), epsilon=EPSILON)
 
 
 def _im2col(x: Images, kernel: Kernel) -> Pooled:

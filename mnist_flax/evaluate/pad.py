@@ -7,15 +7,20 @@ import numpy as np
 from markupsafe import Markup
 
 from mnist_flax.core import model
+from mnist_flax.core.config import IMAGE_SHAPE
 from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.evaluate.pages import dataset_title, render_page
 
-LAYERS = (*(f"Conv_{index}" for index in range(model.NUM_BLOCKS)), "Dense_0", "Dense_1", "Dense_2")
+
+def layer_names(params: model.Params) -> list[str]:
+    """The names of a network's layers, in the order of the computation."""
+    residual = (f"Residual_{index}" for index in range(len(params) - 6))
+    return ["Conv_0", "Conv_1", *residual, "Conv_2", "Dense_0", "Dense_1", "Dense_2"]
 
 
 def has_pad(trained: TrainedModel) -> bool:
-    """Whether there is a pad for a network: it must have these layers, and know digits."""
-    is_known = set(trained.params) == set(LAYERS)
+    """Whether there is a pad for a network: it must have no other layers, and know digits."""
+    is_known = set(trained.params) == set(layer_names(trained.params))
     return is_known and trained.config.dataset not in ("fashion_mnist", "kmnist")
 
 
@@ -51,15 +56,16 @@ def render_drawing_page(trained: TrainedModel, upload: bool = False) -> str:
 
 
 def encode_network(trained: TrainedModel) -> dict[str, object]:
-    """The first network for `assets/network.js`: its layers' shapes, and its parameters.
+    """The first network for `assets/network.js`: the visible pixels, the layers, all parameters.
 
     The parameters are little-endian float32 in Base64: each layer's kernel and then its bias.
     """
     params = trained.first_params()
-    layers = [params[name] for name in LAYERS]
-    arrays = [np.asarray(layer[kind], "<f4") for layer in layers for kind in ("kernel", "bias")]
+    names, input_size = layer_names(params), trained.config.input_size
+    arrays = [np.asarray(params[x][kind], "<f4") for x in names for kind in ("kernel", "bias")]
     return {
-        "input_size": trained.config.input_size,
-        "kernels": [list(layer["kernel"].shape) for layer in layers],
+        "margin": (IMAGE_SHAPE[0] - input_size) // 2,
+        "size": model.visible_size(input_size),
+        "kernels": [[name, list(params[name]["kernel"].shape)] for name in names],
         "weights": base64.b64encode(b"".join(array.tobytes() for array in arrays)).decode(),
     }

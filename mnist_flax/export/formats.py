@@ -22,17 +22,17 @@ from jax.typing import ArrayLike
 from mnist_flax.core import model
 from mnist_flax.core.augment import center_crop, to_float
 from mnist_flax.core.config import IMAGE_SHAPE, Config
-from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax
+from mnist_flax.core.conv_pool import EPSILON, ConvPool, conv_pool_lax
 from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.trained_model import TrainedModel
-from mnist_flax.evaluate.pad import LAYERS
+from mnist_flax.evaluate.pad import layer_names
 from mnist_flax.export.html import load_html, to_html
 
-CONV, DENSE = LAYERS[: model.NUM_BLOCKS], LAYERS[model.NUM_BLOCKS :]
 LAYOUT = (
-    "Conv_i.kernel is [height, width, in, out], Dense_i.kernel is [in, out], after the last "
-    "pooling flattened in the order height, width, channel; with several networks each name "
-    "begins with its seed, as in seed_0.Conv_0.kernel."
+    "Conv_i.kernel and Residual_i.kernel are [height, width, in, out]; layers Residual_i, if there "
+    "are any, follow Conv_1. Dense_i.kernel is [in, out], after the last pooling flattened in the "
+    "order height, width, channel; with several networks each name begins with its seed, as in "
+    "seed_0.Conv_0.kernel."
 )
 
 Layer = dict[str, jax.Array]  # the kernel and the bias
@@ -120,24 +120,43 @@ def _add_preprocessing(graph: OnnxGraph, input_size: int) -> str:
 
 def _add_network(graph: OnnxGraph, pixels: str, prefix: str, params: model.Params) -> str:
     """Adds the layers of a network: probabilities [N, 10]."""
+    *convolutions, first, second, last = layer_names(params)
     features = pixels
-    for layer in CONV:
-        features = _add_conv_block(graph, features, prefix + layer, params[layer])
+    for layer in convolutions:
+        add = _add_residual if layer.startswith("Residual") else _add_conv_block
+        features = add(graph, features, prefix + layer, params[layer])
     channels_last = graph.add("Transpose", f"{prefix}channels_last", features, perm=[0, 2, 3, 1])
     hidden = graph.add("Flatten", f"{prefix}flat", channels_last)
-    for layer in DENSE[:-1]:
+    for layer in (first, second):
         dense = _add_dense(graph, hidden, prefix + layer, params[layer])
         hidden = graph.add("Relu", f"{prefix}{layer}/relu", dense)
-    logits = _add_dense(graph, hidden, prefix + DENSE[-1], params[DENSE[-1]])
+    logits = _add_dense(graph, hidden, prefix + last, params[last])
     return graph.add("Softmax", f"{prefix}softmax", logits, axis=1)
 
 
 def _add_conv_block(graph: OnnxGraph, features: str, name: str, layer: Layer) -> str:
     """Adds a 3x3 convolution, ReLU and 2x2 max-pooling: [N, channels, height, width]."""
-    kernel = np.asarray(layer["kernel"]).transpose((3, 2, 0, 1))
+    kernel = _conv_kernel(layer)
     conv = graph.add("Conv", name, features, kernel, layer["bias"], kernel_shape=[3, 3])
     relu = graph.add("Relu", f"{name}/relu", conv)
     return graph.add("MaxPool", f"{name}/pooled", relu, kernel_shape=[2, 2], strides=[2, 2])
+
+
+def _add_residual(graph: OnnxGraph, features: str, name: str, layer: Layer) -> str:
+    """Adds a normalized 3x3 convolution, bias and ReLU to its input: [N, channels, 4, 4]."""
+    kernel = _conv_kernel(layer)
+    conv = graph.add("Conv", name, features, kernel, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    # ONNX Runtime 1.22 refuses a scale and a bias of one value for each channel.
+    bias = np.tile(np.reshape(layer["bias"], (-1, 1, 1)), (4, 4))
+    inputs, attributes = (conv, np.ones_like(bias), bias), {"axis": 1, "epsilon": EPSILON}
+    biased = graph.add("LayerNormalization", f"{name}/biased", *inputs, **attributes)
+    relu = graph.add("Relu", f"{name}/relu", biased)
+    return graph.add("Add", f"{name}/sum", features, relu)
+
+
+def _conv_kernel(layer: Layer) -> np.ndarray:
+    """The kernel of a convolution as in ONNX: [out, in, height, width]."""
+    return np.asarray(layer["kernel"]).transpose((3, 2, 0, 1))
 
 
 def _add_dense(graph: OnnxGraph, inputs: str, name: str, layer: Layer) -> str:
@@ -169,7 +188,7 @@ def load_safetensors(path: Path) -> Predictor:
         config = Config(**json.loads(file.metadata()["config"]))
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
     tree = traverse_util.unflatten_dict(tensors, sep=".")
-    networks = [tree] if CONV[0] in tree else list(tree.values())
+    networks = [tree] if "Conv_0" in tree else list(tree.values())
     return lambda images: np.asarray(_probabilities(networks, jnp.asarray(images), config, None))
 
 

@@ -23,11 +23,17 @@ def two_seeds_run(tmp_path_factory):
 
 
 @pytest.fixture(
-    params=["one", *(pytest.param(x, marks=pytest.mark.nightly) for x in ("two", "one of two"))]
+    params=[
+        "one",
+        "residual",
+        *(pytest.param(x, marks=pytest.mark.nightly) for x in ("two", "one of two")),
+    ]
 )
 def trained(request, small_run):
     if request.param == "one":
         return load(small_run)
+    if request.param == "residual":
+        return request.getfixturevalue("residual_network")
     two_seeds_run = request.getfixturevalue("two_seeds_run")
     return load(two_seeds_run, seed_index=1 if request.param == "one of two" else None)
 

@@ -13,14 +13,15 @@ from PIL import Image, ImageDraw
 from scipy.interpolate import CubicSpline
 
 from experiments.handwriting import STROKES
-from mnist_flax import demo, export, load, run
+from mnist_flax import demo, export, load
+from mnist_flax.core import conv_pool
 from mnist_flax.core.config import UserError
 from mnist_flax.core.inference import saliency_map
 from mnist_flax.evaluate import pad
 from mnist_flax.export import html
 from mnist_flax.predict import command, preprocess
 from mnist_flax.predict.preprocess import to_mnist
-from tests.conftest import SMALL, with_biases
+from tests.conftest import with_biases
 
 ASSETS = Path(pad.__file__).with_name("assets")
 SIDE, PEN = 280, 21  # of a drawing, in pixels
@@ -48,17 +49,13 @@ def encode(image):
     return base64.b64encode(np.asarray(image, np.uint8).tobytes()).decode()
 
 
-@pytest.fixture(scope="module", params=[22, pytest.param(28, marks=pytest.mark.slow)])
-def trained(request, small_run, tmp_path_factory):
-    if request.param == 22:
-        return load(small_run)
-    workdir = tmp_path_factory.mktemp("large") / "run"
-    flags = ("--input-size", "28", "--channels", "24", "--epochs", "1", "--no-report")
-    assert run.main(["--workdir", str(workdir), *SMALL, *flags]) == 0
-    return load(workdir)
+@pytest.fixture(params=["small", "residual"])
+def trained(request, small_run, residual_network):
+    return load(small_run) if request.param == "small" else residual_network
 
 
 def test_javascript_network_agrees_with_python(trained, digits, javascript):
+    assert pad.has_pad(trained)
     images = digits.test[0][:20]
     expression = f"""data.images.map({BYTES}).map((pixels) => {{
         const network = mnistNetwork.load(data.network);
@@ -74,7 +71,7 @@ def test_javascript_network_agrees_with_python(trained, digits, javascript):
     expected = np.asarray(saliency_map(trained.params, images, trained.config))
     # Where convolutions of black pixels are equal up to rounding, either may be the maximum.
     assert np.abs(np.array(saliency).reshape(expected.shape) - expected).mean() < 1e-3
-    side = trained.config.input_size - 2
+    side = 20  # of 28 rows and columns the network sees 22
     assert set(sizes) == {side}
     assert np.shape(maps) == (20, trained.config.channels, side**2)
     assert np.max(maps, axis=(1, 2)) == pytest.approx(np.ones(20))
@@ -167,6 +164,7 @@ def test_constants_are_those_of_python():
     }
     for name in ("SIDE", "BOX", "MIN_STROKE", "REACH", "MIN_LENGTH", "MAX_FILL"):
         assert constants["preprocess.js", name] == getattr(preprocess, name), name
+    assert constants["network.js", "EPSILON"] == conv_pool.EPSILON
     assert constants["pad.js", "SIDE"] == SIDE
     assert constants["pad.js", "PEN"] * SIDE == PEN
     assert constants["pad.js", "LOW_CONFIDENCE"] == command.LOW_CONFIDENCE

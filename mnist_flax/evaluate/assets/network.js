@@ -4,30 +4,32 @@ globalThis.mnistNetwork = (() => {
   "use strict";
 
   const SIDE = 28;
+  const EPSILON = 0.001;
 
-  /** The layers of what `evaluate/pad.py` writes: the kernels' shapes, and all parameters. */
-  function load({ input_size: inputSize, kernels, weights }) {
+  /** The network that `evaluate/pad.py` writes. */
+  function load({ margin, size, kernels, weights }) {
     const bytes = Uint8Array.from(atob(weights), (char) => char.charCodeAt(0));
     const numbers = new Float32Array(bytes.buffer);
     let start = 0;
     const take = (length) => numbers.subarray(start, (start += length));
-    const layers = kernels.map((shape) => {
+    const layers = kernels.map(([name, shape]) => {
       const [inputs, outputs] = shape.slice(-2);
       const kernel = take(shape.reduce((product, length) => product * length, 1));
-      return { inputs, outputs, kernel, bias: take(outputs) };
+      const isResidual = name.startsWith("Residual");
+      return { isResidual, inputs, outputs, kernel, bias: take(outputs) };
     });
-    return { inputSize, convolutions: layers.slice(0, -3), dense: layers.slice(-3) };
+    return { margin, size, convolutions: layers.slice(0, -3), dense: layers.slice(-3) };
   }
 
   /** The answer to 28x28 bytes, white on black: `probabilities`, and all activations. */
   function run(network, pixels) {
-    let values = cropCenter(pixels, network.inputSize);
-    let size = network.inputSize;
+    let values = crop(pixels, network);
+    let size = network.size;
     const blocks = network.convolutions.map((layer) => {
-      const convolved = convolve(values, size, layer);
-      const block = { layer, size, convolved, ...pool(convolved, size - 2, layer) };
-      values = block.pooled;
-      size = block.pooledSize;
+      const compute = layer.isResidual ? addResidual : convolveAndPool;
+      const block = { layer, size, ...compute(values, size, layer) };
+      values = block.result;
+      size = block.resultSize;
       return block;
     });
     const hidden = [values];
@@ -39,14 +41,44 @@ globalThis.mnistNetwork = (() => {
   }
 
   const relu = (value) => (value > 0 ? value : 0);
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
-  /** The central rows and columns, from 0 to 1. */
-  function cropCenter(pixels, size) {
-    const margin = Math.floor((SIDE - size) / 2);
-    return Float32Array.from({ length: size * size }, (_, index) => {
-      const row = margin + Math.floor(index / size);
-      return pixels[row * SIDE + margin + (index % size)] / 255;
-    });
+  /** The pixels that the network sees, from 0 to 1. */
+  function crop(pixels, { margin, size }) {
+    return Float32Array.from({ length: size * size }, (_, index) =>
+      pixels[uncroppedIndex(index, margin, size)] / 255);
+  }
+
+  const uncroppedIndex = (index, margin, size) =>
+    (margin + Math.floor(index / size)) * SIDE + margin + (index % size);
+
+  function convolveAndPool(values, size, layer) {
+    const convolved = convolve(values, size, layer);
+    return { convolved, ...pool(convolved, size - 2, layer) };
+  }
+
+  /** The values plus their convolution, normalized and with bias and ReLU, as `core/model.py`. */
+  function addResidual(values, size, layer) {
+    const convolved = convolve(pad(values, size, layer), size + 2, layer);
+    const average = mean(convolved);
+    const variance = mean(convolved.map((value) => (value - average) ** 2));
+    const deviation = Math.sqrt(variance + EPSILON);
+    const normalized = convolved.map((value) => (value - average) / deviation);
+    const added = normalized.map((value, index) => relu(value + layer.bias[index % layer.outputs]));
+    const result = values.map((value, index) => value + added[index]);
+    return { deviation, normalized, added, result, resultSize: size };
+  }
+
+  /** The values with zeros around them: [size + 2, size + 2, inputs]. */
+  function pad(values, size, { inputs }) {
+    const padded = new Float32Array((size + 2) ** 2 * inputs);
+    values.forEach((value, index) => (padded[paddedIndex(index, size, inputs)] = value));
+    return padded;
+  }
+
+  function paddedIndex(index, size, inputs) {
+    const input = index % inputs;
+    return tapPosition((index - input) / inputs, 4, size + 2) * inputs + input; // 4: the middle
   }
 
   /** A valid 3x3 convolution without its bias: [size - 2, size - 2, outputs]. */
@@ -94,7 +126,7 @@ globalThis.mnistNetwork = (() => {
       winners[index] = winner;
       pooled[index] = relu(values[winner] + bias[channel]);
     }
-    return { pooled, pooledSize, winners };
+    return { winners, result: pooled, resultSize: pooledSize };
   }
 
   /** A dense layer without activation. */
@@ -124,8 +156,10 @@ globalThis.mnistNetwork = (() => {
     for (let index = network.dense.length - 1; index >= 0; index--) {
       gradient = multiplyBack(gradient, network.dense[index], hidden[index]);
     }
-    for (const block of [...blocks].reverse()) gradient = blockBack(gradient, block);
-    return uncrop(gradient, network.inputSize);
+    for (const block of [...blocks].reverse()) {
+      gradient = (block.layer.isResidual ? residualBack : poolBack)(gradient, block);
+    }
+    return uncrop(gradient, network);
   }
 
   /** The gradient of a dense layer's input, which is zero where a ReLU cut it off. */
@@ -140,13 +174,32 @@ globalThis.mnistNetwork = (() => {
   }
 
   /** The gradient of a block's input: only the maxima that passed the ReLU count. */
-  function blockBack(gradient, { layer, size, pooled, winners }) {
-    const { inputs, outputs, kernel } = layer;
+  function poolBack(gradient, { layer, size, convolved, winners, result }) {
+    const slopes = new Float64Array(convolved.length);
+    gradient.forEach((slope, index) => {
+      if (result[index] > 0) slopes[winners[index]] = slope;
+    });
+    return convolveBack(slopes, size, layer);
+  }
+
+  /** The gradient of a residual layer's input, which counts directly and by its convolution. */
+  function residualBack(gradient, { layer, size, deviation, normalized, added }) {
+    const passed = gradient.map((slope, index) => (added[index] > 0 ? slope : 0));
+    const average = mean(passed);
+    const correlation = mean(passed.map((slope, index) => slope * normalized[index]));
+    const slopes = passed.map((slope, index) =>
+      (slope - average - correlation * normalized[index]) / deviation);
+    const padded = convolveBack(slopes, size + 2, layer);
+    return gradient.map((slope, index) => slope + padded[paddedIndex(index, size, layer.inputs)]);
+  }
+
+  /** The gradient of a convolution's input. */
+  function convolveBack(gradient, size, { inputs, outputs, kernel }) {
     const result = new Float64Array(size * size * inputs);
     gradient.forEach((slope, index) => {
-      if (pooled[index] === 0 || slope === 0) return;
-      const output = winners[index] % outputs;
-      const pixel = (winners[index] - output) / outputs;
+      if (slope === 0) return; // as most are, before the pooling
+      const output = index % outputs;
+      const pixel = (index - output) / outputs;
       for (let tap = 0; tap < 9; tap++) {
         const target = tapPosition(pixel, tap, size) * inputs;
         for (let input = 0; input < inputs; input++) {
@@ -158,13 +211,11 @@ globalThis.mnistNetwork = (() => {
   }
 
   /** Absolute values in an image of 28x28, divided by the largest. */
-  function uncrop(values, size) {
-    const margin = Math.floor((SIDE - size) / 2);
+  function uncrop(values, { margin, size }) {
     const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-30);
     const image = new Float32Array(SIDE * SIDE);
     values.forEach((value, index) => {
-      const row = margin + Math.floor(index / size);
-      image[row * SIDE + margin + (index % size)] = Math.abs(value) / largest;
+      image[uncroppedIndex(index, margin, size)] = Math.abs(value) / largest;
     });
     return image;
   }
