@@ -74,8 +74,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def residual_network(key: jax.Array) -> TrainedModel:
     """A random network with residual layers, whose biases are not zero."""
     config = Config(dataset="digits", input_size=28, channels=24, residual_layers=2)
-    sizes = config.input_size, config.channels, config.residual_layers
-    shapes = jax.eval_shape(lambda: model.init(key, *sizes))
+    shapes = jax.eval_shape(lambda: model.init(key, config))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype("f4"), shapes)
     return TrainedModel(config, 1, params)
