@@ -45,7 +45,6 @@ WITHOUT_BEST = {
     "no zoom": "--zoom 0",
     "no shear": "--shear 0",
     "no elastic deformation": "--elastic-pixels 0",
-    "no averaging": "--ema-fraction 0",
     "Adam instead of Muon": "--optimizer adam --learning-rate 6e-3",
 }
 TITLES = {
