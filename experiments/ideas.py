@@ -21,6 +21,7 @@ import optax
 from jax import Array, lax
 
 from experiments.common.provenance import make_parser, provenance, store
+from experiments.common.runs import short_digest
 from mnist_flax.core import batches, inference, model, train
 from mnist_flax.core.augment import augment, center_crop, to_float
 from mnist_flax.core.config import PRESETS, Config
@@ -181,7 +182,7 @@ def measure(options: argparse.Namespace, name: str, seed: int, dataset: Dataset)
     changes = {"dataset": options.dataset, "epochs": options.epochs, **fields}
     recipe = dataclasses.replace(PRESETS[options.preset], **changes)
     config = dataclasses.replace(recipe, **idea.config)
-    path = options.runs / "ideas" / f"{options.preset}-{config.epochs}-{name}-{seed}.json"
+    path = options.runs / "ideas" / f"{short_digest(config)} {name}.json"
     if path.exists():
         return json.loads(path.read_text())
     teacher = None
@@ -209,17 +210,14 @@ def main() -> None:
     for name in options.only:
         scores = [measure(options, name, seed, dataset) for seed in range(options.seeds)]
         values = {key: [score[key] for score in scores] for key in ("accuracy", "loss")}
-        rows[name] = {key: seed_statistics(value) for key, value in values.items()}
-        first = rows[options.only[0]]
+        row = rows[name] = {key: seed_statistics(value) for key, value in values.items()}
         for key, value in values.items():
-            pairs = zip(value, first[key]["per_seed"], strict=True)
-            rows[name][f"{key}_difference"] = seed_statistics(a - b for a, b in pairs)
-        difference, loss = rows[name]["accuracy_difference"], rows[name]["loss"]["mean"]
-        low, high = (100 * end for end in difference["interval95"] or (np.nan, np.nan))
-        change = f"{100 * difference['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
-        print(
-            f"| {name} | {rows[name]['accuracy']['mean']:.2%} | {change} | {loss:.4f} |", flush=True
-        )
+            pairs = zip(value, rows[options.only[0]][key]["per_seed"], strict=True)
+            row[f"{key}_difference"] = seed_statistics(a - b for a, b in pairs)
+        change = row["accuracy_difference"]
+        low, high = (100 * end for end in change["interval95"] or (np.nan, np.nan))
+        accuracy = f"{row['accuracy']['mean']:.2%} | {100 * change['mean']:+.2f}"
+        print(f"| {name} | {accuracy} [{low:+.2f}, {high:+.2f}] | {row['loss']['mean']:.4f} |")
     result = {"preset": options.preset, "epochs": options.epochs, "n": options.seeds}
     result |= {"environment": current_environment(), "ideas": rows}
     store(f"ideas_{options.preset}", provenance() | result, options.output)

@@ -31,9 +31,14 @@ def plan(options: argparse.Namespace, *flags: str) -> Run:
     """The run with these flags, untrained; a UserError if the command would refuse them."""
     flags = ("--dataset", options.dataset, *flags)
     config = parse(flags).config
-    text = json.dumps(dataclasses.asdict(config))
-    workdir = options.runs / hashlib.sha256(text.encode()).hexdigest()[:12]
+    workdir = options.runs / short_digest(config)
     return Run(config, workdir, ("--workdir", str(workdir), *flags))
+
+
+def short_digest(config: Config) -> str:
+    """A name for a config: the beginning of its SHA-256."""
+    text = json.dumps(dataclasses.asdict(config))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def train(options: argparse.Namespace, *flags: str) -> Path:
