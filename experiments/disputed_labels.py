@@ -2,10 +2,11 @@
 
 python -m experiments.disputed_labels
 
-Networks of four presets, several seeds of each, classify all test images. Five people each judged
-the labels of 105 suspicious ones (Northcutt, Athalye and Mueller, "Pervasive Label Errors in Test
-Sets", https://arxiv.org/abs/2103.14749, data at https://github.com/cleanlab/label-errors). The
-result tells the accuracy without the images whose label most people rejected.
+Networks of four presets classify all test images: `--seeds` of each, or by default 5 to 20. Five
+people each judged the labels of 105 suspicious images (Northcutt, Athalye and Mueller, "Pervasive
+Label Errors in Test Sets", https://arxiv.org/abs/2103.14749, with data in
+https://github.com/cleanlab/label-errors). The result also has the accuracy without the images whose
+label most of them rejected.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.provenance import ROOT, make_parser, provenance, store
+from experiments.common.provenance import make_parser, provenance, store
 from experiments.common.runs import train
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine.seed_stats import format_percent, seed_statistics
@@ -47,11 +48,7 @@ SHOWN = 10
 
 def main() -> None:
     """Trains, classifies, stores and draws."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder for the workdirs")
-    parser.add_argument("--seeds", type=int, help="networks of each preset (default: 5 to 20)")
-    options = parser.parse_args()
+    options = make_parser(__doc__, seeds=0).parse_args()
     images, labels = load_dataset(options.dataset).test
     predicted = {preset: classify(options, preset, images) for preset in SEEDS}
     result = count_errors(predicted, labels)

@@ -60,7 +60,8 @@ def normalized_logits(params: Params, images: Array) -> tuple[Array, Params]:
     A network with those parameters has the same logits for these images, without normalization.
     """
     x, folded = images, {}
-    for name in ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1"):
+    *layers, last = model.layer_names(params)
+    for name in layers:
         kernel, bias = params[name]["kernel"], params[name]["bias"]
         if name == "Dense_0":
             x = x.reshape((len(x), -1))
@@ -69,7 +70,7 @@ def normalized_logits(params: Params, images: Array) -> tuple[Array, Params]:
         scale = lax.rsqrt(y.var(axes) + 1e-3)
         layer = {"kernel": kernel * scale, "bias": bias - y.mean(axes) * scale}
         x, folded[name] = jax.nn.relu(y * scale + layer["bias"]), layer
-    return x @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"], params | folded
+    return x @ params[last]["kernel"] + params[last]["bias"], params | folded
 
 
 def normalized_loss(

@@ -95,6 +95,12 @@ def apply(
         return network.apply({"params": params}, images[:, :size, :size])  # pyright: ignore[reportReturnType]
 
 
+def layer_names(params: Params) -> list[str]:
+    """The names of a network's layers, in the order of the computation."""
+    residual = (f"Residual_{index}" for index in range(len(params) - 6))
+    return ["Conv_0", "Conv_1", *residual, "Conv_2", "Dense_0", "Dense_1", "Dense_2"]
+
+
 def visible_size(size: int) -> int:
     """How many of `size` rows (or columns) can influence the logits.
 

@@ -12,15 +12,9 @@ from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.evaluate.pages import dataset_title, render_page
 
 
-def layer_names(params: model.Params) -> list[str]:
-    """The names of a network's layers, in the order of the computation."""
-    residual = (f"Residual_{index}" for index in range(len(params) - 6))
-    return ["Conv_0", "Conv_1", *residual, "Conv_2", "Dense_0", "Dense_1", "Dense_2"]
-
-
 def has_pad(trained: TrainedModel) -> bool:
     """Whether there is a pad for a network: it must have no other layers, and know digits."""
-    is_known = set(trained.params) == set(layer_names(trained.params))
+    is_known = set(trained.params) == set(model.layer_names(trained.params))
     return is_known and trained.config.dataset not in ("fashion_mnist", "kmnist")
 
 
@@ -61,7 +55,7 @@ def encode_network(trained: TrainedModel) -> dict[str, object]:
     The parameters are little-endian float32 in Base64: each layer's kernel and then its bias.
     """
     params = trained.first_params()
-    names, input_size = layer_names(params), trained.config.input_size
+    names, input_size = model.layer_names(params), trained.config.input_size
     arrays = [np.asarray(params[x][kind], "<f4") for x in names for kind in ("kernel", "bias")]
     return {
         "margin": (IMAGE_SHAPE[0] - input_size) // 2,

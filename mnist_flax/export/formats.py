@@ -25,7 +25,6 @@ from mnist_flax.core.config import IMAGE_SHAPE, Config
 from mnist_flax.core.conv_pool import EPSILON, ConvPool, conv_pool_lax
 from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.trained_model import TrainedModel
-from mnist_flax.evaluate.pad import layer_names
 from mnist_flax.export.html import load_html, to_html
 
 LAYOUT = (
@@ -120,7 +119,7 @@ def _add_preprocessing(graph: OnnxGraph, input_size: int) -> str:
 
 def _add_network(graph: OnnxGraph, pixels: str, prefix: str, params: model.Params) -> str:
     """Adds the layers of a network: probabilities [N, 10]."""
-    *convolutions, first, second, last = layer_names(params)
+    *convolutions, first, second, last = model.layer_names(params)
     features = pixels
     for layer in convolutions:
         add = _add_residual if layer.startswith("Residual") else _add_conv_block
