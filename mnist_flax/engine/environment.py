@@ -22,6 +22,15 @@ PACKAGES = (
 # https://github.com/openxla/xla/blob/main/docs/determinism.md
 DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True}
 
+# On CPU these jaxlib versions add up some arrays wrongly (https://github.com/jax-ml/jax/issues/39103),
+# crash or hang over others (#39257, #40412) and are slow at it (#37465), because XLA leaves
+# reductions to YNNPACK. The option leaves it the other operations that it has by default.
+FAULTY_REDUCTIONS = ("0.10.2", "0.11.0")
+WITHOUT_REDUCTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
+    "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+}
+
 
 def current_environment() -> Environment:
     """Versions and hardware, as far as the bits of a result may depend on them."""
@@ -78,6 +87,21 @@ def diff_environments(old: Environment, new: Environment) -> list[str]:
         for name in new
         if name not in ignored and old.get(name) != new[name]
     ]
+
+
+def compiler_options(deterministic: bool) -> dict[str, str | bool]:
+    """What XLA is to do differently for the programs of a run.
+
+    On CPU it compiles at LLVM's level 1: two thirds of the time, for programs that are as fast.
+    """
+    import jax
+
+    options: dict[str, str | bool] = {}
+    if jax.default_backend() == "cpu":
+        options["xla_backend_optimization_level"] = "1"
+        if importlib.metadata.version("jaxlib") in FAULTY_REDUCTIONS:
+            options |= WITHOUT_REDUCTIONS
+    return options | (DETERMINISTIC_OPTIONS if deterministic else {})
 
 
 def require_deterministic_backend() -> None:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mnist_flax.core import sharding
 from mnist_flax.core.config import Config
-from mnist_flax.engine.environment import DETERMINISTIC_OPTIONS
+from mnist_flax.engine.environment import compiler_options
 
 # On accelerators this many seeds are computed side by side. On CPU it is one after the other: a
 # single one keeps the cores busy and its patches in the cache.
@@ -82,11 +82,9 @@ def make_compiler(
 ) -> Callable[[stages.Wrapped, stages.Lowered], Callable[..., Any]]:
     """How a function that has been lowered is compiled, in any thread.
 
-    On CPU at LLVM's level 1: two thirds of the time, for programs that are as fast. Where jit is
-    disabled it stays the function itself, which a debugger can follow.
+    Where jit is disabled it stays the function itself, which a debugger can follow.
     """
     if jax.config.values["jax_disable_jit"]:
         return lambda function, _: function
-    level = {"xla_backend_optimization_level": "1"} if sharding.on_cpu() else {}
-    options = level | (DETERMINISTIC_OPTIONS if config.deterministic else {})
+    options = compiler_options(config.deterministic)
     return lambda _, lowered: lowered.compile(options)

@@ -4,7 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
+import optax
 import pytest
 from jax.core import Tracer
 
@@ -15,7 +17,8 @@ from mnist_flax.engine import multi_seed
 from mnist_flax.engine.checkpoint import tree_sha256
 from mnist_flax.run import compilation
 from mnist_flax.run.compilation import compile_training
-from tests.conftest import to_device
+from tests import numpy_network
+from tests.conftest import to_device, with_biases
 
 
 @pytest.mark.nightly
@@ -48,6 +51,50 @@ def test_compiled_programs_agree_with_the_functions():
         expected = inference.loss_and_accuracy(np.asarray(logits)[None], split[1])
         np.testing.assert_allclose(scores[f"{name}_loss"], expected["loss"], rtol=1e-5)
         np.testing.assert_array_equal(scores[f"{name}_accuracy"], expected["accuracy"])
+
+
+@pytest.mark.parametrize("num_seeds", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_gradients_and_logits_equal_those_of_numpy_in_float64(digits, num_seeds):
+    config = Config(dataset="digits", num_seeds=num_seeds, shift_pixels=0, adam_b1=0.5)
+    compiled = compile_training(digits, config)
+    state, order = compiled.create_state(), compiled.epoch_order(0)
+    state = dataclasses.replace(state, params=with_biases(state.params))
+    before = jax.device_get(state.params)
+    logits = compiled.predict(state)["test"]
+    after = compiled.train_steps(state, order, 1)
+    moments = jax.device_get(optax.tree.get(after.opt_state, "mu"))  # (1 - b1) of the gradient
+
+    images, labels = digits.train[0][:, 3:-3, 3:-3], digits.train[1]
+    for seed in range(num_seeds):
+        params, moment, batch = before, moments, np.asarray(order)
+        if num_seeds > 1:
+            params, moment, batch = jax.tree.map(
+                lambda leaf, i=seed: leaf[i], (params, moment, batch)
+            )
+        expected = numpy_network.logits(params, digits.test[0][:, 3:-3, 3:-3])
+        np.testing.assert_allclose(logits[seed], expected, rtol=0, atol=1e-5)
+        loss, gradient = numpy_network.gradients(params, images[batch[0]], labels[batch[0]])
+        total = np.ravel(after.epoch_loss)[seed]
+        np.testing.assert_allclose(total, loss * config.batch_size, rtol=1e-6)
+        for layer, leaves in gradient.items():
+            # In the first layer rounding decides which of almost equal outputs is the maximum.
+            tolerance = 1e-3 if layer == "Conv_0" else 1e-5
+            for name, leaf in leaves.items():
+                error = np.linalg.norm(moment[layer][name] / 0.5 - leaf)
+                assert error <= tolerance * np.linalg.norm(leaf), (layer, name)
+
+
+def test_programs_add_up_correctly():
+    """The program of https://github.com/jax-ml/jax/issues/39103, which jaxlib 0.10.2 gets wrong."""
+    numbers = np.arange(32_769, dtype=np.float32)
+    rows = jnp.stack([numbers, np.zeros_like(numbers), np.zeros_like(numbers)], axis=1)
+    matrix = jnp.eye(3, dtype=jnp.float32)
+    function = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))
+    lowered = function.lower(rows)
+    sums = multi_seed.make_compiler(Config())(function, lowered)(rows)
+    np.testing.assert_array_equal(sums, numbers**2)
+    if jaxlib.version.__version__ == "0.10.2":
+        assert (lowered.compile()(rows) != sums).any()
 
 
 SEEDS = Config(dataset="digits", num_seeds=3, seed=5)
