@@ -191,15 +191,19 @@ _BEST = Config(
     zoom=0.1,
     shear=0.1,
     elastic_pixels=0.4,
+    ema_fraction=0.2,
 )
 
 # Chosen by the accuracy on a validation split of the training images.
 PRESETS = {
     "default": Config(),  # 5 epochs, about half a minute on two CPU cores
-    "quick": Config(epochs=1, learning_rate=8e-3, weight_decay=0.0),  # about ten seconds
+    # About ten seconds.
+    "quick": Config(
+        epochs=1, batch_size=32, optimizer="muon", learning_rate=8e-3, warmup_fraction=0.1
+    ),
     "best": _BEST,  # the highest accuracy with 81,066 parameters, about twelve minutes
-    # Twice as wide, 307,114 parameters, about twenty minutes.
-    "large": dataclasses.replace(_BEST, channels=128, epochs=40),
+    # Deeper, 154,922 parameters, about eight minutes.
+    "large": dataclasses.replace(_BEST, residual_layers=2, epochs=40),
     # The Keras tutorial that this project grew out of, which reports 98.38 %.
     "reference": Config(
         input_size=28,
