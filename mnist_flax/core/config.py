@@ -187,9 +187,9 @@ _BEST = Config(
     epochs=60,
     optimizer="muon",
     learning_rate=1e-2,
-    rotation_degrees=10.0,
-    zoom=0.1,
-    shear=0.1,
+    rotation_degrees=5.0,
+    zoom=0.05,
+    shear=0.05,
     elastic_pixels=0.4,
     ema_fraction=0.2,
 )

@@ -6,12 +6,14 @@ Both ways take float arrays [batch, height, width, in] and a kernel [3, 3, in, o
 the caller applies them to the pooled quarter.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int8
 
 from mnist_flax.core import sharding
@@ -51,9 +53,12 @@ Pooled = Float[Array, "batch (height-2)//2 (width-2)//2 out"]
 ConvPool = Callable[[Images, Kernel], Pooled]
 
 
-def default_conv_pool() -> ConvPool:
+def default_conv_pool(precision: str = "float32") -> ConvPool:
     """The fastest function on this backend."""
-    return conv_pool_cpu if sharding.on_cpu() else conv_pool_lax
+    if not sharding.on_cpu():
+        return conv_pool_lax
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    return functools.partial(conv_pool_cpu, dtype=dtype)
 
 
 def conv_pool_lax(x: Images, kernel: Kernel) -> Pooled:
@@ -73,15 +78,14 @@ def conv_pool_lax(x: Images, kernel: Kernel) -> Pooled:
     return max4(*(y[:, :, row, :, column] for row in range(2) for column in range(2)))
 
 
-def conv_pool_cpu(x: Images, kernel: Kernel) -> Pooled:
-    """The convolution as matrix products over patches.
+def conv_pool_cpu(x: Images, kernel: Kernel, dtype: DTypeLike = jnp.float32) -> Pooled:
+    """The convolution as matrix products over patches, in float32.
 
     XLA's own gradients of a convolution are many times slower inside a loop on CPU. With few
     input channels memory is the limit; with more, Winograd's algorithm along the rows halves the
-    arithmetic. Computes in float32 for any dtype and returns the dtype of `x`.
+    arithmetic, and the factors of its products are rounded to `dtype`.
     """
-    convolve = _im2col if x.shape[-1] < 8 else _winograd
-    return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
+    return _im2col(x, kernel) if x.shape[-1] < 8 else _winograd(x, kernel, dtype)
 
 
 def conv_normalized(x: Images, kernel: Kernel) -> Images:
@@ -112,7 +116,7 @@ def _im2col(x: Images, kernel: Kernel) -> Pooled:
     return max4(*(_product(patches(row, col), taps) for row in range(2) for col in range(2)))
 
 
-def _winograd(x: Images, kernel: Kernel) -> Pooled:
+def _winograd(x: Images, kernel: Kernel, dtype: DTypeLike) -> Pooled:
     """Winograd's algorithm along the rows, patches along the columns.
 
     Exact to about 3e-6 of the largest output. Where the exact output is 0 (an empty region while
@@ -128,7 +132,7 @@ def _winograd(x: Images, kernel: Kernel) -> Pooled:
     patches = jnp.concatenate([data[..., c : c + width, :] for c in range(3)], axis=-1)
     taps = jnp.array(matrices["taps"], x.dtype) @ kernel.reshape((3, -1))
     taps = taps.reshape((tile + 2, patches.shape[-1], -1))
-    products = _product(patches, taps)
+    products = _product(patches, taps, dtype)
 
     products = products.reshape((*products.shape[:-2], width // 2, 2, products.shape[-1]))
     terms = [products[k] for k in range(tile + 2)]
@@ -176,26 +180,44 @@ def _max4_backward(which: Int8[Array, "..."], gradient: Array) -> tuple[Array, .
 max4.defvjp(_max4_forward, _max4_backward)
 
 
-def _product(patches: Array, taps: Array) -> Array:
-    """Patches [..., n] times taps [n, out], or [k, ..., n] times [k, n, out] for each k."""
-    flat = _matmul(patches.reshape((*taps.shape[:-2], -1, taps.shape[-2])), taps)
-    return flat.reshape((*patches.shape[:-1], taps.shape[-1]))
+def _product(patches: Array, taps: Array, dtype: DTypeLike | None = None) -> Array:
+    """Patches [..., n] times taps [n, out], or [k, ..., n] times [k, n, out] for each k.
+
+    Factors are rounded to `dtype`, sums are float32.
+    """
+    flat = patches.reshape((*taps.shape[:-2], -1, taps.shape[-2]))
+    products: Array = _matmul(flat, taps, dtype or flat.dtype)  # pyright: ignore[reportAssignmentType]
+    return products.reshape((*patches.shape[:-1], taps.shape[-1]))
 
 
-@jax.custom_vjp
-def _matmul(x: Array, w: Array) -> Array:
-    return x @ w
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x: Array, w: Array, dtype: DTypeLike) -> Array:
+    return _matmul_forward(x, w, dtype)[0]
 
 
-def _matmul_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ w, (x, w)
+def _matmul_forward(x: Array, w: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+    # The barriers make XLA round each factor once, not wherever it is used.
+    saved = lax.optimization_barrier(x.astype(dtype)), w.astype(dtype)
+    return _multiply(*saved).astype(x.dtype), saved
 
 
-def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _matmul_backward(
+    dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, w = saved
+    rounded = lax.optimization_barrier(gradient.astype(dtype))
     # XLA on CPU multiplies by a transposed copy up to three times faster than by a transposed
-    # view, which the barrier keeps it from turning the copy back into.
-    return gradient @ w.mT, lax.optimization_barrier(x.mT) @ gradient
+    # view. The barrier and the change of shape keep it from turning the copy back into a view.
+    columns = lax.optimization_barrier(x.mT.reshape((*x.shape[:-2], -1))).reshape(x.mT.shape)
+    batch, last = tuple(range(x.ndim - 2)), (x.ndim - 1,)
+    by_w = lax.dot_general(
+        rounded, w, ((last, last), (batch, batch)), preferred_element_type=jnp.float32
+    )
+    return by_w.astype(gradient.dtype), _multiply(columns, rounded).astype(gradient.dtype)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _multiply(x: Array, w: Array) -> Array:
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32)

@@ -1,4 +1,4 @@
-"""Predictions for many images, their losses and their saliency."""
+"""Predictions for many images, and their losses."""
 
 import functools
 import math
@@ -13,7 +13,6 @@ from scipy import special
 from mnist_flax.core import model, sharding
 from mnist_flax.core.augment import center_crop, to_float
 from mnist_flax.core.config import Config
-from mnist_flax.core.conv_pool import conv_pool_lax
 
 BATCH = 200
 
@@ -59,24 +58,3 @@ def loss_and_accuracy(
 def probabilities(logits: Float[np.ndarray, "seeds N 10"]) -> Float64[np.ndarray, "N 10"]:
     """The probability of each digit, averaged over the seeds."""
     return special.softmax(np.asarray(logits, np.float64), axis=-1).mean(axis=0)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def saliency_map(
-    params: model.Params, images: UInt8[Array, "N 28 28 1"], config: Config
-) -> Float32[Array, "N 28 28"]:
-    """How strongly each pixel influences the prediction, from 0 to 1.
-
-    The absolute gradient of the loss with the prediction as its label, divided by its largest
-    value in each image; without that, the few uncertain images would dominate an average.
-    """
-
-    def log_confidence_sum(images: Array) -> Array:
-        cropped = center_crop(images, config)
-        # XLA's own convolution compiles seven times faster, which counts more for a single call.
-        logits = model.apply(params, cropped, config.precision, conv_pool_lax)
-        return (logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1)).sum()
-
-    # No image influences another one's loss, so the gradient of the sum holds each gradient.
-    size = jnp.abs(jax.grad(log_confidence_sum)(to_float(images)))[..., 0]
-    return size / jnp.maximum(size.max(axis=(1, 2), keepdims=True), jnp.float32(1e-30))

@@ -9,7 +9,6 @@ import numpy as np
 from markupsafe import Markup
 
 from mnist_flax.core.config import Config
-from mnist_flax.core.inference import saliency_map
 from mnist_flax.core.model import NUM_CLASSES, Params
 from mnist_flax.engine import workdir
 from mnist_flax.engine.environment import Environment, describe_machine
@@ -23,6 +22,7 @@ from mnist_flax.evaluate.curves import draw_curves, thin
 from mnist_flax.evaluate.metrics import Evaluation, Misclassified
 from mnist_flax.evaluate.pad import has_pad, render_pad
 from mnist_flax.evaluate.provenance import provenance, saved_at
+from mnist_flax.evaluate.saliency import saliency_map
 
 MAX_MISTAKES = 240  # that are shown
 SALIENCY_IMAGES = 100  # of each class

@@ -97,9 +97,7 @@ def parse_fallback(argv: Sequence[str]) -> Config:
 def _run(argv: Sequence[str]) -> int:
     options, fallback = parse(argv), functools.partial(parse_fallback, argv)
     if options.print_model:
-        from mnist_flax.core import model
-
-        print(model.model_summary(options.config))
+        print(display.model_summary(options.config))
         return 0
     message = "--workdir is missing: the folder for everything that the run writes"
     folder = require_option(options.workdir, message).absolute()

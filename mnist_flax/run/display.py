@@ -164,3 +164,19 @@ def print_result(summary: Summary, path: Path) -> None:
     text = "\n".join(f"{name:<15}{value}" for name, value in rows.items())
     if distributed.is_primary():
         console().print(Panel.fit(text, title=summary["dataset"]), soft_wrap=False)
+
+
+def model_summary(config: Config) -> str:
+    """A table of the layers with their output shapes and parameter counts."""
+    import jax
+    import jax.numpy as jnp
+
+    from mnist_flax.core.model import CNN
+
+    table = CNN(config.channels, config.residual_layers).tabulate(
+        jax.random.key(0),
+        jnp.zeros((1, config.input_size, config.input_size, 1)),
+        console_kwargs={"width": 100, "force_terminal": False},
+        column_kwargs={"no_wrap": True},
+    )
+    return "\n".join(line.rstrip() for line in table.strip().splitlines())

@@ -16,8 +16,8 @@ from experiments.handwriting import STROKES
 from mnist_flax import demo, export, load
 from mnist_flax.core import conv_pool
 from mnist_flax.core.config import UserError
-from mnist_flax.core.inference import saliency_map
 from mnist_flax.evaluate import pad
+from mnist_flax.evaluate.saliency import saliency_map
 from mnist_flax.export import html
 from mnist_flax.predict import command, preprocess
 from mnist_flax.predict.preprocess import to_mnist

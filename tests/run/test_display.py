@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,18 @@ def test_the_result_is_one_line_in_a_file_and_a_box_on_a_terminal(monkeypatch):
     assert "99.45% ± 0.07, mean of 2 networks" in shown[True][1]
     assert any("runs/exp1/report/index.html" in line for line in shown[True])
     assert len({len(line) for line in shown[True]}) == 1
+
+
+def test_the_model_summary_shows_the_shapes_and_counts_of_the_tutorial():
+    table = display.model_summary(Config(input_size=28))
+    outputs = re.findall(r"│ (\w+)_\d +│.*│ float32\[1,([\d,]+)\] +│ [^│]*│$", table, re.MULTILINE)
+    assert outputs == [
+        ("Conv", "13,13,64"),
+        ("Conv", "5,5,64"),
+        ("Conv", "1,1,64"),
+        ("Dense", "64"),
+        ("Dense", "32"),
+        ("Dense", "10"),
+    ]
+    for count in ("640 ", "36,928 ", "4,160 ", "2,080 ", "330 ", "81,066 "):
+        assert count in table
