@@ -119,8 +119,16 @@ def require_deterministic_backend() -> None:
 
 def processor_fingerprint() -> str:
     """A hash of the processor's model and features, by which XLA chooses its instructions."""
+    return hashlib.sha256(_describe_processor().encode()).hexdigest()[:12]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for that: AVX512-BF16, AMX, or those of Arm."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(_describe_processor().split()))
+
+
+def _describe_processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
-    text = " ".join([platform.machine(), *sorted(features)])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return " ".join([platform.machine(), *sorted(features)])

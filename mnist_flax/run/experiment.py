@@ -137,6 +137,12 @@ def _check_environment(folder: Path, config: Config, log: Log) -> Environment:
         raise UserError(f"--deterministic cannot resume where {changes}; use another --workdir")
     if changes:
         log(f"NOTE: {changes}, so the last bits of the result may differ from now on")
+    if (
+        config.precision == "bfloat16"
+        and current["backend"] == "cpu"
+        and not environment.multiplies_bfloat16()
+    ):
+        log("NOTE: this processor does not multiply bfloat16; --precision float32 is faster here")
     return current
 
 

@@ -11,7 +11,14 @@ from jax import lax
 
 from mnist_flax.core import model, train
 from mnist_flax.core.config import Config
-from mnist_flax.core.conv_pool import WINOGRAD, conv_pool_cpu, conv_pool_lax, max4
+from mnist_flax.core.conv_pool import (
+    WINOGRAD,
+    conv_pool_cpu,
+    conv_pool_lax,
+    default_conv_pool,
+    max4,
+)
+from mnist_flax.engine.environment import multiplies_bfloat16
 
 
 def plain_conv_pool(x, kernel):
@@ -78,6 +85,20 @@ def test_pooling_drops_an_odd_last_row_and_column():
     kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1)
     for conv_pool in (conv_pool_cpu, conv_pool_lax):
         np.testing.assert_array_equal(conv_pool(x, kernel)[0, :, :, 0], [[8, 10], [22, 24]])
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor does not multiply bfloat16")
+def test_on_cpu_all_products_of_a_layer_are_in_bfloat16(key):
+    """XLA silently multiplies in float32 where the layout of a factor is not the right one."""
+    x, kernel = jax.random.normal(key, (64, 10, 10, 64)), jax.random.normal(key, (3, 3, 64, 64))
+    conv_pool = default_conv_pool("bfloat16")
+    gradients = jax.jit(jax.grad(lambda *x: (conv_pool(*x) ** 2).sum(), argnums=(0, 1)))
+    text = str(gradients.lower(x, kernel).compile().as_text())
+    # Those by Winograd's six filters; the others transform the kernel and its gradient.
+    products = re.findall(r" = f32\[6,\d+,\d+\]\S* dot\(%([\w.-]+), %([\w.-]+)\)", text)
+    factors = [re.escape(factor) for product in products for factor in product]
+    types = [re.findall(rf"%{factor} = (\w+)", text) for factor in factors]
+    assert types == 6 * [["bf16"]]
 
 
 @pytest.mark.nightly

@@ -16,7 +16,7 @@ from mnist_flax import run
 from mnist_flax.core.config import Config, UserError
 from mnist_flax.engine import environment, multi_seed
 from mnist_flax.engine.environment import describe_machine
-from mnist_flax.run import command
+from mnist_flax.run import command, experiment
 from tests.conftest import SMALL, read_metrics, read_summary, without_timing
 
 
@@ -36,6 +36,27 @@ def test_the_flag_decides_the_compiler_options(monkeypatch, config):
         changed = dataclasses.replace(config, deterministic=deterministic)
         multi_seed.make_compiler(changed)(function, lowered)
     assert [options.get("xla_gpu_deterministic_ops", False) for options in calls] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("processor", "supported"),
+    [
+        ("x86_64 flags : fpu avx512f avx512_bf16", True),
+        ("x86_64 flags : amx_bf16 amx_tile", True),
+        ("aarch64 Features : fp asimd bf16", True),
+        ("x86_64 flags : fpu avx2 avx512f", False),
+    ],
+)
+def test_a_run_reports_that_the_processor_does_not_multiply_bfloat16(
+    monkeypatch, tmp_path, config, processor, supported
+):
+    monkeypatch.setattr(environment, "_describe_processor", lambda: processor)
+    lines = []
+    for precision in ("bfloat16", "float32"):
+        changed = dataclasses.replace(config, precision=precision)
+        experiment._check_environment(tmp_path, changed, lines.append)
+    note = "NOTE: this processor does not multiply bfloat16; --precision float32 is faster here"
+    assert lines == ([] if supported else [note])
 
 
 @pytest.mark.parametrize(
