@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from mnist_flax.core import inference, model, sharding
 from mnist_flax.core.config import IMAGE_SHAPE, Config, UserError
-from mnist_flax.engine import checkpoint, cli, multi_seed, workdir
+from mnist_flax.engine import cli, multi_seed, workdir
 from mnist_flax.engine.environment import pinned_settings
 from mnist_flax.engine.options import RunOptions
 from mnist_flax.engine.seed_stats import format_percent
@@ -141,6 +141,8 @@ def load_trained(
     config = workdir.read_config(folder)
     if config is None:
         raise UserError(f"{folder} holds no run: it has no {workdir.CONFIG}")
+    from mnist_flax.engine import checkpoint  # Orbax, which the pretrained network does not need
+
     step, params = checkpoint.load_params(folder / workdir.CHECKPOINTS, which)
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), config))
     axis = (config.num_seeds,) if config.num_seeds > 1 else ()
