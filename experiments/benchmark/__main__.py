@@ -118,7 +118,7 @@ def parse() -> argparse.Namespace:
     add("--dataset", default="mnist")
     add("--cores", type=int, default=2, help="how many to use, from the first one")
     add("--rounds", type=int, default=5)
-    add("--crop-rounds", type=int, default=2, help="of the part center_crop")
+    add("--crop-rounds", type=int, default=5, help="of the part center_crop")
     add("--images", type=int, default=19_200, help="per round and framework")
     add("--batch-size", type=int, default=128)
     add("--seeds", type=int, default=3, help="of the part accuracy")
@@ -165,14 +165,23 @@ def measure_speed(
             "fastest": max(rates),
             "epoch_seconds": EPOCH / statistics.median(rates),
         }
-    # The framework that was the fastest in each round, as a ratio to ours.
-    rivals = [row["rounds"] for name, row in rows.items() if not name.startswith("ours")]
-    for name in rows if rivals else ():
-        if name.startswith("ours"):
-            ratios = (np.max(rivals, axis=0) / rows[name]["rounds"]).tolist()
+    # The peer that was the fastest in each round with that precision, as a ratio to ours.
+    for name, row in rows.items():
+        rivals = [
+            other["rounds"]
+            for peer, other in rows.items()
+            if not peer.startswith("ours") and is_bfloat16(peer) == is_bfloat16(name)
+        ]
+        if rivals and name.startswith("ours"):
+            ratios = (np.max(rivals, axis=0) / row["rounds"]).tolist()
             against = {"median": statistics.median(ratios), "per_round": ratios}
-            rows[name]["epoch_against_fastest_peer"] = against
+            row["epoch_against_fastest_peer"] = against
     return {"size": size, "batch_size": batch, "images_per_round": images, "peers": rows}
+
+
+def is_bfloat16(name: str) -> bool:
+    """Whether a framework multiplies in bfloat16."""
+    return name.endswith("bfloat16")
 
 
 def measure_start(options: argparse.Namespace) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Task:
 class Ours:
     """This project: the programs of its runner. The crop of `default` moves at random."""
 
-    def __init__(self, task: Task, preset: str = "reference"):
+    def __init__(self, task: Task, preset: str = "reference", precision: str = "float32"):
         import jax
 
         from mnist_flax.run.compilation import compile_training
@@ -62,6 +62,7 @@ class Ours:
             validation_fraction=task.held_out,
             input_size=task.size if preset == "reference" else PRESETS[preset].input_size,
             batch_size=task.batch_size,
+            precision=precision,
             seed=task.seed,
         )
         self.training = compile_training(task.dataset, self.config)
@@ -146,12 +147,13 @@ class FlaxPlain:
 class Keras:
     """Keras, which the tutorial uses, on one of its backends."""
 
-    def __init__(self, task: Task, backend: str):
+    def __init__(self, task: Task, backend: str, policy: str = "float32"):
         os.environ |= {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
         import keras  # pyright: ignore[reportMissingImports]
         from keras import layers  # pyright: ignore[reportMissingImports]
 
         keras.utils.set_random_seed(task.seed)
+        keras.mixed_precision.set_global_policy(policy)
         stack: list[Any] = [keras.Input((task.size, task.size, 1))]
         for _ in range(3):
             stack += [layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(2)]
@@ -175,9 +177,15 @@ class Keras:
 
 
 class Torch:
-    """PyTorch: eager or by `torch.compile`, in its default memory format or channels last."""
+    """PyTorch: eager or by `torch.compile`, in either memory format, float32 or mixed precision."""
 
-    def __init__(self, task: Task, channels_last: bool = False, compiled: bool = False):
+    def __init__(
+        self,
+        task: Task,
+        channels_last: bool = False,
+        compiled: bool = False,
+        bfloat16: bool = False,
+    ):
         import torch  # pyright: ignore[reportMissingImports]
         from torch import nn  # pyright: ignore[reportMissingImports]
 
@@ -192,6 +200,7 @@ class Torch:
         self.model = model.to(memory_format=layout)
         self.forward = torch.compile(self.model) if compiled else self.model
         self.loss = nn.functional.cross_entropy
+        self.precision = partial(torch.autocast, "cpu", torch.bfloat16, enabled=bfloat16)
         self.adam = torch.optim.Adam(model.parameters(), LEARNING_RATE, eps=EPSILON, fused=True)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.torch, self.task, self.epoch = torch, task, 0
@@ -203,7 +212,9 @@ class Torch:
     def train(self, count: int) -> None:  # noqa: D102
         for batch in self.torch.from_numpy(self.task.batches(count, self.epoch)):
             self.adam.zero_grad(set_to_none=True)
-            self.loss(self.forward(self.x[batch]), self.y[batch]).backward()
+            with self.precision():
+                loss = self.loss(self.forward(self.x[batch]), self.y[batch])
+            loss.backward()
             self.adam.step()
         self.epoch += 1
 
@@ -235,6 +246,14 @@ FRAMEWORKS = {
     "torch_compiled": Framework(partial(Torch, compiled=True), ("torch",)),
     "keras_jax": Framework(partial(Keras, backend="jax"), ("keras", "jax", "jaxlib")),
     "flax_plain": Framework(FlaxPlain, FLAX),
+    "ours_bfloat16": Framework(partial(Ours, precision="bfloat16"), FLAX),
+    "torch_bfloat16": Framework(partial(Torch, channels_last=True, bfloat16=True), ("torch",)),
+    "torch_compiled_bfloat16": Framework(
+        partial(Torch, channels_last=True, compiled=True, bfloat16=True), ("torch",)
+    ),
+    "keras_tensorflow_bfloat16": Framework(
+        partial(Keras, backend="tensorflow", policy="mixed_bfloat16"), ("keras", "tensorflow")
+    ),
 }
 
 

@@ -23,6 +23,10 @@ LABELS = {
     "torch_compiled": "PyTorch, `torch.compile`",
     "keras_jax": "Keras on JAX",
     "flax_plain": "Flax, plain",
+    "ours_bfloat16": "mnist_flax, reference recipe, bfloat16",
+    "torch_bfloat16": "PyTorch, channels last, bfloat16",
+    "torch_compiled_bfloat16": "PyTorch, `torch.compile`, channels last, bfloat16",
+    "keras_tensorflow_bfloat16": "Keras on TensorFlow, bfloat16",
 }
 # The others are green.
 COLORS = dict(zip(LABELS, ["#56B4E9", "#0072B2", "#CC79A7", "#D55E00", "#E69F00"], strict=False))
@@ -51,7 +55,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     left.bar_label(bars, [f"{value:.1f} s" for value in seconds], padding=8)
     left.set_xlim(right=1.25 * max(seconds))
     left.set_xlabel("seconds for 60,000 images (median and range)")
-    left.set_title("An epoch, batch 128, float32")
+    left.set_title("An epoch, batch 128")
     if "accuracy" in result:
         _draw_accuracy(right, result["accuracy"])
     figure.savefig(path, dpi=110)

@@ -62,15 +62,16 @@ def test_interrupted_experiments_resume(tmp_path):
 def test_benchmark_compares_installed_frameworks(tmp_path):
     run(
         "benchmark", "--dataset=digits", "--output", str(tmp_path), "--cores=2", "--rounds=2",
-        "--images=256", "--seeds=1", "--peers", "ours", "flax_plain", "torch", "--race", "ours",
-        "ours_quick_again",
+        "--images=256", "--seeds=1", "--peers", "ours", "ours_bfloat16", "flax_plain", "torch",
+        "--race", "ours", "ours_quick_again",
         "--parts", "speed", "start", "accuracy",
     )  # fmt: skip
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert result["command"].startswith("python -m experiments.benchmark --dataset=digits")
     table = (tmp_path / "benchmark.md").read_text()
     peers = result["speed"]["peers"]
-    assert set(peers) | set(result["missing"]) == {"ours", "flax_plain", "torch"}
+    assert set(peers) | set(result["missing"]) == {"ours", "ours_bfloat16", "flax_plain", "torch"}
+    assert "epoch_against_fastest_peer" not in peers["ours_bfloat16"]  # against float32
     for name in result["missing"]:
         assert "Not installed, so not measured: PyTorch" in table, name
     for row in peers.values():
@@ -79,7 +80,7 @@ def test_benchmark_compares_installed_frameworks(tmp_path):
         assert row["epoch_seconds"] == 60_000 / row["images_per_second"]
         assert row["peak_bytes"] > 2**20
     ratios = peers["ours"]["epoch_against_fastest_peer"]["per_round"]
-    rivals = [row["rounds"] for name, row in peers.items() if name != "ours"]
+    rivals = [row["rounds"] for name, row in peers.items() if not name.startswith("ours")]
     for turn, ratio in enumerate(ratios):
         assert ratio == max(row[turn] for row in rivals) / peers["ours"]["rounds"][turn]
     for kind in ("cold", "warm"):
