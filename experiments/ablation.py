@@ -38,13 +38,13 @@ AROUND_DEFAULT = {
     "no shift": "--shift-pixels 0",
     "no weight decay": "--weight-decay 0",
     "Muon instead of Adam": "--optimizer muon --learning-rate 1e-2",
+    "bfloat16": "--precision bfloat16",
 }
 WITHOUT_BEST = {
     "best": "",
-    "no rotation": "--rotation-degrees 0",
-    "no zoom": "--zoom 0",
-    "no shear": "--shear 0",
-    "no elastic deformation": "--elastic-pixels 0",
+    "no rotation, zoom or shear": "--rotation-degrees 0 --zoom 0 --shear 0",
+    "no elastic distortion": "--elastic-pixels 0",
+    "no averaging": "--ema-fraction 0",
     "Adam instead of Muon": "--optimizer adam --learning-rate 6e-3",
 }
 TITLES = {
@@ -58,7 +58,7 @@ Row = dict[str, Any]
 def main() -> None:
     """Trains, compares, stores and draws."""
     parser = make_parser(__doc__, seeds=10)
-    parser.add_argument("--best-seeds", type=int, default=4)
+    parser.add_argument("--best-seeds", type=int, default=8)
     parser.add_argument("--best-epochs", type=int, default=10)
     options = parser.parse_args()
     seeds = f"--num-seeds {options.seeds}"
