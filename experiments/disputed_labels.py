@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common.provenance import make_parser, provenance, store
-from experiments.common.runs import train
+from experiments.common.runs import train_seeds
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine.seed_stats import format_percent, seed_statistics
 from mnist_flax.engine.trained_model import load_trained
@@ -63,8 +63,8 @@ def main() -> None:
 def classify(options: argparse.Namespace, preset: str, images: np.ndarray) -> np.ndarray:
     """The digit that each network of a preset sees in each image, [seeds, N]."""
     seeds = options.seeds or SEEDS[preset]
-    workdir = train(options, "--preset", preset, "--num-seeds", str(seeds))
-    return load_trained(workdir).logits(images).argmax(axis=-1)
+    workdirs = train_seeds(options, seeds, "--preset", preset)
+    return np.concatenate([load_trained(folder).logits(images).argmax(-1) for folder in workdirs])
 
 
 def count_errors(predicted: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:

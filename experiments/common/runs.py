@@ -18,6 +18,8 @@ from mnist_flax.core.config import Config
 from mnist_flax.engine.workdir import read_config, read_summary
 from mnist_flax.run.command import parse
 
+SEEDS_PER_RUN = 5
+
 
 class Run(NamedTuple):
     """One run of the main command."""
@@ -56,6 +58,16 @@ def train(options: argparse.Namespace, *flags: str) -> Path:
     if code:
         sys.exit(code)
     return run.workdir
+
+
+def train_seeds(options: argparse.Namespace, seeds: int, *flags: str) -> list[Path]:
+    """Trains the first seeds in runs of five, so that more seeds later need only new runs."""
+    return [
+        train(
+            options, *flags, f"--seed={first}", f"--num-seeds={min(SEEDS_PER_RUN, seeds - first)}"
+        )
+        for first in range(0, seeds, SEEDS_PER_RUN)
+    ]
 
 
 def load_result(workdir: Path) -> dict[str, Any]:
