@@ -44,6 +44,7 @@ WINOGRAD = {
 }
 # fmt: on
 
+LAYOUT = ("NHWC", "HWIO", "NHWC")  # of images, kernels and outputs
 EPSILON = 1e-3  # is added to the variance in a normalization
 
 Images = Float[Array, "batch height width in"]
@@ -57,8 +58,7 @@ def default_conv_pool(precision: str = "float32") -> ConvPool:
     """The fastest function on this backend."""
     if not sharding.on_cpu():
         return conv_pool_lax
-    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
-    return functools.partial(conv_pool_cpu, dtype=dtype)
+    return functools.partial(conv_pool_cpu, precision=precision)
 
 
 def conv_pool_lax(x: Images, kernel: Kernel) -> Pooled:
@@ -67,40 +67,39 @@ def conv_pool_lax(x: Images, kernel: Kernel) -> Pooled:
     On GPU the gradient of `reduce_window` has no deterministic implementation.
     """
     height, width = _pooled_extent(x)
-    y = lax.conv_general_dilated(
-        x[:, : height + 2, : width + 2],
-        kernel,
-        window_strides=(1, 1),
-        padding="VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    x = x[:, : height + 2, : width + 2]
+    y = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=LAYOUT)
     y = y.reshape((x.shape[0], height // 2, 2, width // 2, 2, kernel.shape[-1]))
     return max4(*(y[:, :, row, :, column] for row in range(2) for column in range(2)))
 
 
-def conv_pool_cpu(x: Images, kernel: Kernel, dtype: DTypeLike = jnp.float32) -> Pooled:
+def conv_pool_cpu(x: Images, kernel: Kernel, precision: str = "float32") -> Pooled:
     """The convolution as matrix products over patches, in float32.
 
     XLA's own gradients of a convolution are many times slower inside a loop on CPU. With few
     input channels memory is the limit; with more, Winograd's algorithm along the rows halves the
-    arithmetic, and the factors of its products are rounded to `dtype`.
+    arithmetic.
     """
-    return _im2col(x, kernel) if x.shape[-1] < 8 else _winograd(x, kernel, dtype)
+    return (_im2col if x.shape[-1] < 8 else _winograd)(x, kernel, precision)
 
 
-def conv_normalized(x: Images, kernel: Kernel) -> Images:
+def conv_normalized(x: Images, kernel: Kernel, precision: str = "float32") -> Images:
     """A convolution with as many outputs as inputs, normalized: mean 0, variance 1 in each image.
 
     Layer normalization without parameters, https://arxiv.org/abs/1607.06450.
     """
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    views = [padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)]
-    y = _product(jnp.concatenate(views, axis=-1), kernel.reshape((-1, kernel.shape[-1])))
+    if sharding.on_cpu():
+        height, width = x.shape[1:3]
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        views = [padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)]
+        taps = kernel.reshape((-1, kernel.shape[-1]))
+        y = _product(jnp.concatenate(views, axis=-1), taps, precision)
+    else:
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
     return jax.nn.standardize(y, axis=(1, 2, 3), epsilon=EPSILON)
 
 
-def _im2col(x: Images, kernel: Kernel) -> Pooled:
+def _im2col(x: Images, kernel: Kernel, precision: str) -> Pooled:
     """One product for each of the four positions in a pooling window."""
     height, width = _pooled_extent(x)
 
@@ -113,10 +112,11 @@ def _im2col(x: Images, kernel: Kernel) -> Pooled:
         return jnp.concatenate(views, axis=-1)
 
     taps = kernel.reshape((-1, kernel.shape[-1]))
-    return max4(*(_product(patches(row, col), taps) for row in range(2) for col in range(2)))
+    views = (patches(row, column) for row in range(2) for column in range(2))
+    return max4(*(_product(view, taps, precision) for view in views))
 
 
-def _winograd(x: Images, kernel: Kernel, dtype: DTypeLike) -> Pooled:
+def _winograd(x: Images, kernel: Kernel, precision: str) -> Pooled:
     """Winograd's algorithm along the rows, patches along the columns.
 
     Exact to about 3e-6 of the largest output. Where the exact output is 0 (an empty region while
@@ -132,7 +132,7 @@ def _winograd(x: Images, kernel: Kernel, dtype: DTypeLike) -> Pooled:
     patches = jnp.concatenate([data[..., c : c + width, :] for c in range(3)], axis=-1)
     taps = jnp.array(matrices["taps"], x.dtype) @ kernel.reshape((3, -1))
     taps = taps.reshape((tile + 2, patches.shape[-1], -1))
-    products = _product(patches, taps, dtype)
+    products = _product(patches, taps, precision)
 
     products = products.reshape((*products.shape[:-2], width // 2, 2, products.shape[-1]))
     terms = [products[k] for k in range(tile + 2)]
@@ -180,44 +180,37 @@ def _max4_backward(which: Int8[Array, "..."], gradient: Array) -> tuple[Array, .
 max4.defvjp(_max4_forward, _max4_backward)
 
 
-def _product(patches: Array, taps: Array, dtype: DTypeLike | None = None) -> Array:
-    """Patches [..., n] times taps [n, out], or [k, ..., n] times [k, n, out] for each k.
-
-    Factors are rounded to `dtype`, sums are float32.
-    """
-    flat = patches.reshape((*taps.shape[:-2], -1, taps.shape[-2]))
-    products: Array = _matmul(flat, taps, dtype or flat.dtype)  # pyright: ignore[reportAssignmentType]
-    return products.reshape((*patches.shape[:-1], taps.shape[-1]))
+def _product(patches: Array, taps: Array, precision: str) -> Array:
+    """Patches [..., n] times taps [n, out], or [k, ..., n] times [k, n, out] for each k."""
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    flat = _matmul(patches.reshape((*taps.shape[:-2], -1, taps.shape[-2])), taps, dtype)
+    return flat.reshape((*patches.shape[:-1], taps.shape[-1]))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _matmul(x: Array, w: Array, dtype: DTypeLike) -> Array:
+    """The product in float32 of float32 factors that are rounded to `dtype`."""
     return _matmul_forward(x, w, dtype)[0]
 
 
 def _matmul_forward(x: Array, w: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
-    # The barriers make XLA round each factor once, not wherever it is used.
-    saved = lax.optimization_barrier(x.astype(dtype)), w.astype(dtype)
-    return _multiply(*saved).astype(x.dtype), saved
+    # The barriers make XLA round a factor once, not wherever it is used.
+    x, w = lax.optimization_barrier(x.astype(dtype)), w.astype(dtype)
+    return _einsum("...ni,...io->...no", x, w), (x, w)
 
 
 def _matmul_backward(
     dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, w = saved
-    rounded = lax.optimization_barrier(gradient.astype(dtype))
+    gradient = lax.optimization_barrier(gradient.astype(dtype))
     # XLA on CPU multiplies by a transposed copy up to three times faster than by a transposed
-    # view. The barrier and the change of shape keep it from turning the copy back into a view.
-    columns = lax.optimization_barrier(x.mT.reshape((*x.shape[:-2], -1))).reshape(x.mT.shape)
-    batch, last = tuple(range(x.ndim - 2)), (x.ndim - 1,)
-    by_w = lax.dot_general(
-        rounded, w, ((last, last), (batch, batch)), preferred_element_type=jnp.float32
-    )
-    return by_w.astype(gradient.dtype), _multiply(columns, rounded).astype(gradient.dtype)
+    # view. The barrier and the other shape keep it from turning the copy back into a view.
+    flat = lax.optimization_barrier(x.mT.reshape((*x.shape[:-2], -1)))
+    by_w = _einsum("...in,...no->...io", flat.reshape(x.mT.shape), gradient)
+    return _einsum("...no,...io->...ni", gradient, w), by_w
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
-
-def _multiply(x: Array, w: Array) -> Array:
-    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

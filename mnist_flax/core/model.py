@@ -1,5 +1,6 @@
 """The network: its layers and its parameters."""
 
+import functools
 from typing import TypeAlias
 
 import jax
@@ -29,23 +30,26 @@ class CNN(nn.Module):
 
     channels: int = 64
     residual_layers: int = 0
-    dtype: jax.typing.DTypeLike = jnp.float32  # of the arithmetic; parameters stay float32
+    precision: str = "float32"  # of the arithmetic, as in `Config`
     conv_pool: ConvPool | None = None  # None: the fastest on this backend
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch size size 1"]) -> Float[Array, "batch 10"]:
         """Maps images scaled to 0..1 to logits."""
-        x = images.astype(self.dtype)
-        conv_pool = self.conv_pool or default_conv_pool()
+        # On CPU everything but the products of the convolutions is faster in float32.
+        half = self.precision == "bfloat16" and not sharding.on_cpu()
+        dtype = jnp.bfloat16 if half else jnp.float32
+        conv_pool = self.conv_pool or default_conv_pool(self.precision)
+        normalized = functools.partial(conv_normalized, precision=self.precision)
+        x = images.astype(dtype)
         for index in range(NUM_BLOCKS):
-            x = Conv(self.channels, self.dtype, conv_pool, name=f"Conv_{index}")(x)
+            x = Conv(self.channels, dtype, conv_pool, name=f"Conv_{index}")(x)
             for layer in range(self.residual_layers if index == 1 else 0):
-                name = f"Residual_{layer}"
-                x = x + Conv(self.channels, self.dtype, conv_normalized, name=name)(x)
+                x = x + Conv(self.channels, dtype, normalized, name=f"Residual_{layer}")(x)
         x = x.reshape((x.shape[0], -1))
         for features in (64, 32):
-            x = nn.relu(nn.Dense(features, dtype=self.dtype, kernel_init=GLOROT)(x))
-        return nn.Dense(NUM_CLASSES, dtype=self.dtype, kernel_init=GLOROT)(x).astype(jnp.float32)
+            x = nn.relu(nn.Dense(features, dtype=dtype, kernel_init=GLOROT)(x))
+        return nn.Dense(NUM_CLASSES, dtype=dtype, kernel_init=GLOROT)(x).astype(jnp.float32)
 
 
 class Conv(nn.Module):
@@ -88,15 +92,8 @@ def apply(
     """
     size = visible_size(images.shape[1])
     channels = params["Conv_0"]["bias"].shape[-1]
-    # On CPU all but the products is faster in float32.
-    half = precision == "bfloat16" and not sharding.on_cpu()
     residual_layers = sum(name.startswith("Residual") for name in params)
-    network = CNN(
-        channels,
-        residual_layers,
-        jnp.bfloat16 if half else jnp.float32,
-        conv_pool or default_conv_pool(precision),
-    )
+    network = CNN(channels, residual_layers, precision, conv_pool)
     # By default JAX multiplies float32 matrices in TF32 or bfloat16 on accelerators.
     with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
         return network.apply({"params": params}, images[:, :size, :size])  # pyright: ignore[reportReturnType]
