@@ -117,7 +117,7 @@ def test_the_notebook_runs_from_top_to_bottom(notebook, clean, tmp_path, monkeyp
         assert float(lines[0][1]) < 40
         assert float(lines[-1][1]) > 80
 
-    assert "stopped by SIGINT, saved at step 23; the same command resumes" in printed("stop")
+    assert "stopped by SIGINT, saved at step 45; the same command resumes" in printed("stop")
     assert epochs("stop") == ["1"]
     assert "from step 23 of 46" in printed("resume")
     assert epochs("resume") == ["2"]
