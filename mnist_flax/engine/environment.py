@@ -22,9 +22,9 @@ PACKAGES = (
 # https://github.com/openxla/xla/blob/main/docs/determinism.md
 DETERMINISTIC_OPTIONS = {"xla_gpu_deterministic_ops": True}
 
-# On CPU these jaxlib versions add up some arrays wrongly (https://github.com/jax-ml/jax/issues/39103),
-# crash or hang over others (#39257, #40412) and are slow at it (#37465), because XLA leaves
-# reductions to YNNPACK. The option leaves it the other operations that it has by default.
+# On CPU these jaxlib versions crash or hang over some sums (https://github.com/jax-ml/jax/issues/39257,
+# #40412) and are slow at others (#37465), and 0.10.2 computes some wrongly (#39103), because XLA
+# leaves reductions to YNNPACK. The option leaves it the other operations that it has by default.
 FAULTY_REDUCTIONS = ("0.10.2", "0.11.0")
 WITHOUT_REDUCTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
