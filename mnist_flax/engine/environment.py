@@ -94,10 +94,10 @@ def compiler_options(deterministic: bool) -> dict[str, str | bool]:
 
     On CPU it compiles at LLVM's level 1: two thirds of the time, for programs that are as fast.
     """
-    import jax
+    from mnist_flax.core import sharding
 
     options: dict[str, str | bool] = {}
-    if jax.default_backend() == "cpu":
+    if sharding.on_cpu():
         options["xla_backend_optimization_level"] = "1"
         if importlib.metadata.version("jaxlib") in FAULTY_REDUCTIONS:
             options |= WITHOUT_REDUCTIONS
