@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Float32, Float64, Int, UInt8
-from scipy import special
 
 from mnist_flax.core import model, sharding
 from mnist_flax.core.augment import center_crop, to_float
@@ -42,7 +41,7 @@ def cross_entropy(
     """The cross-entropy of each example, in nats."""
     exact = np.asarray(logits, np.float64)
     chosen = np.take_along_axis(exact, np.broadcast_to(labels, exact.shape[:-1])[..., None], -1)
-    return special.logsumexp(exact, axis=-1) - chosen[..., 0]
+    return np.logaddexp.reduce(exact, axis=-1) - chosen[..., 0]
 
 
 def loss_and_accuracy(
@@ -57,4 +56,5 @@ def loss_and_accuracy(
 
 def probabilities(logits: Float[np.ndarray, "seeds N 10"]) -> Float64[np.ndarray, "N 10"]:
     """The probability of each digit, averaged over the seeds."""
-    return special.softmax(np.asarray(logits, np.float64), axis=-1).mean(axis=0)
+    exact = np.asarray(logits, np.float64)
+    return np.exp(exact - np.logaddexp.reduce(exact, axis=-1, keepdims=True)).mean(axis=0)
