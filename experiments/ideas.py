@@ -60,7 +60,7 @@ def normalized_logits(params: Params, images: Array) -> tuple[Array, Params]:
     A network with those parameters has the same logits for these images, without normalization.
     """
     x, folded = images, {}
-    *layers, last = model.layer_names(params)
+    *layers, last = model.LAYERS
     for name in layers:
         kernel, bias = params[name]["kernel"], params[name]["bias"]
         if name == "Dense_0":
@@ -130,9 +130,10 @@ IDEAS = {
     ),
     "whitened first layer": Idea(prepare=whiten),
     "label smoothing": Idea(make_loss=lambda _: smoothed_loss),
-    "distillation from a deeper network": Idea(
-        make_loss=make_distillation_loss, teacher={"residual_layers": 2}
+    "distillation from a wider network": Idea(
+        make_loss=make_distillation_loss, teacher={"channels": 128}
     ),
+    "the image in a border as input": Idea({"input_size": 30}),
     "Adam": Idea({"optimizer": "adam", "learning_rate": 6e-3}),
     "half the learning rate": Idea({"learning_rate": 5e-3}),
     "constant learning rate": Idea({"schedule": "constant", "learning_rate": 3e-3}),

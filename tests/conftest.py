@@ -70,11 +70,10 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.fixture(scope="session")
-def residual_network(key: jax.Array) -> TrainedModel:
-    """A random network with residual layers, whose biases are not zero."""
-    config = Config(dataset="digits", input_size=28, channels=24, residual_layers=2)
-    shapes = jax.eval_shape(lambda: model.init(key, config))
+def random_network(input_size: Any) -> TrainedModel:
+    """A network of 24 channels whose biases are not zero."""
+    config = Config(dataset="digits", input_size=input_size, channels=24)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), config))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype("f4"), shapes)
     return TrainedModel(config, 1, params)

@@ -16,10 +16,11 @@ GRID = 5  # points per side of the coarse noise from which elastic distortions a
 def center_crop(
     images: Num[Array, "batch 28 28 1"], config: Config
 ) -> Num[Array, "batch size size 1"]:
-    """The central `config.input_size` rows and columns of each image."""
+    """The central `config.input_size` rows and columns of each image in a black border."""
     size = config.input_size
-    start = (images.shape[1] - size) // 2
-    return images[:, start : start + size, start : start + size]
+    bordered = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    start = (bordered.shape[1] - size) // 2
+    return bordered[:, start : start + size, start : start + size]
 
 
 def to_float(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -45,7 +45,6 @@ WINOGRAD = {
 # fmt: on
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")  # of images, kernels and outputs
-EPSILON = 1e-3  # is added to the variance in a normalization
 
 Images = Float[Array, "batch height width in"]
 Kernel = Float[Array, "3 3 in out"]
@@ -81,22 +80,6 @@ def conv_pool_cpu(x: Images, kernel: Kernel, precision: str = "float32") -> Pool
     arithmetic.
     """
     return (_im2col if x.shape[-1] < 8 else _winograd)(x, kernel, precision)
-
-
-def conv_normalized(x: Images, kernel: Kernel, precision: str = "float32") -> Images:
-    """A convolution with as many outputs as inputs, normalized: mean 0, variance 1 in each image.
-
-    Layer normalization without parameters, https://arxiv.org/abs/1607.06450.
-    """
-    if sharding.on_cpu():
-        height, width = x.shape[1:3]
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        views = [padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)]
-        taps = kernel.reshape((-1, kernel.shape[-1]))
-        y = _product(jnp.concatenate(views, axis=-1), taps, precision)
-    else:
-        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
-    return jax.nn.standardize(y, axis=(1, 2, 3), epsilon=EPSILON)
 
 
 def _im2col(x: Images, kernel: Kernel, precision: str) -> Pooled:

@@ -1,6 +1,5 @@
 """The network: its layers and its parameters."""
 
-import functools
 from typing import TypeAlias
 
 import jax
@@ -11,13 +10,14 @@ from jaxtyping import Float, Key
 
 from mnist_flax.core import sharding
 from mnist_flax.core.config import Config
-from mnist_flax.core.conv_pool import ConvPool, conv_normalized, conv_pool_lax, default_conv_pool
+from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax, default_conv_pool
 
 # {layer: {"kernel": float32 array, "bias": float32 array}}
 Params: TypeAlias = dict[str, dict[str, Array]]
 
 NUM_CLASSES = 10
 NUM_BLOCKS = 3
+LAYERS = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1", "Dense_2")
 GLOROT = nn.initializers.glorot_uniform()
 
 
@@ -25,11 +25,10 @@ class CNN(nn.Module):
     """The Keras tutorial's network: 81,066 parameters for 28x28 and for 22x22 inputs.
 
     Three blocks of a valid 3x3 convolution to 64 channels (or another number), ReLU and 2x2
-    max-pooling, then dense layers of 64, 32 and 10. `residual_layers` are added after the second.
+    max-pooling, then dense layers of 64, 32 and 10.
     """
 
     channels: int = 64
-    residual_layers: int = 0
     precision: str = "float32"  # of the arithmetic, as in `Config`
     conv_pool: ConvPool | None = None  # None: the fastest on this backend
 
@@ -40,44 +39,41 @@ class CNN(nn.Module):
         half = self.precision == "bfloat16" and not sharding.on_cpu()
         dtype = jnp.bfloat16 if half else jnp.float32
         conv_pool = self.conv_pool or default_conv_pool(self.precision)
-        normalized = functools.partial(conv_normalized, precision=self.precision)
         x = images.astype(dtype)
         for index in range(NUM_BLOCKS):
-            x = Conv(self.channels, dtype, conv_pool, name=f"Conv_{index}")(x)
-            for layer in range(self.residual_layers if index == 1 else 0):
-                x = x + Conv(self.channels, dtype, normalized, name=f"Residual_{layer}")(x)
+            x = ConvBlock(self.channels, dtype, conv_pool, name=f"Conv_{index}")(x)
         x = x.reshape((x.shape[0], -1))
         for features in (64, 32):
             x = nn.relu(nn.Dense(features, dtype=dtype, kernel_init=GLOROT)(x))
         return nn.Dense(NUM_CLASSES, dtype=dtype, kernel_init=GLOROT)(x).astype(jnp.float32)
 
 
-class Conv(nn.Module):
-    """A 3x3 convolution with pooling or normalization, then bias and ReLU.
+class ConvBlock(nn.Module):
+    """A 3x3 convolution with pooling, then bias and ReLU.
 
     The tutorial pools last, with the same result: bias and ReLU are monotonic.
     """
 
     features: int
     dtype: jax.typing.DTypeLike
-    convolve: ConvPool
+    conv_pool: ConvPool
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch new_height new_width features"]:
+    ) -> Float[Array, "batch (height-2)//2 (width-2)//2 features"]:
         """Applies the layer."""
         kernel = self.param("kernel", GLOROT, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        convolved = self.convolve(x, kernel.astype(self.dtype))
-        return nn.relu(convolved + bias.astype(self.dtype)[None, None, None])
+        pooled = self.conv_pool(x, kernel.astype(self.dtype))
+        return nn.relu(pooled + bias.astype(self.dtype)[None, None, None])
 
 
 def init(key: Key[Array, ""], config: Config) -> Params:
     """Initial parameters: Glorot-uniform kernels and zero biases, all float32."""
     size = config.input_size
     # Only the shapes matter here, and this function is traced the fastest.
-    network = CNN(config.channels, config.residual_layers, conv_pool=conv_pool_lax)
+    network = CNN(config.channels, conv_pool=conv_pool_lax)
     return network.init(key, jnp.zeros((1, size, size, 1)))["params"]  # pyright: ignore[reportReturnType]
 
 
@@ -94,17 +90,10 @@ def apply(
     """
     size = visible_size(images.shape[1])
     channels = params["Conv_0"]["bias"].shape[-1]
-    residual_layers = sum(name.startswith("Residual") for name in params)
-    network = CNN(channels, residual_layers, precision, conv_pool)
+    network = CNN(channels, precision, conv_pool)
     # By default JAX multiplies float32 matrices in TF32 or bfloat16 on accelerators.
     with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
         return network.apply({"params": params}, images[:, :size, :size])  # pyright: ignore[reportReturnType]
-
-
-def layer_names(params: Params) -> list[str]:
-    """The names of a network's layers, in the order of the computation."""
-    residual = (f"Residual_{index}" for index in range(len(params) - 6))
-    return ["Conv_0", "Conv_1", *residual, "Conv_2", "Dense_0", "Dense_1", "Dense_2"]
 
 
 def visible_size(size: int) -> int:

@@ -14,7 +14,7 @@ from mnist_flax.evaluate.pages import dataset_title, render_page
 
 def has_pad(trained: TrainedModel) -> bool:
     """Whether there is a pad for a network: it must have no other layers, and know digits."""
-    is_known = set(trained.params) == set(model.layer_names(trained.params))
+    is_known = set(trained.params) == set(model.LAYERS)
     return is_known and trained.config.dataset not in ("fashion_mnist", "kmnist")
 
 
@@ -55,11 +55,11 @@ def encode_network(trained: TrainedModel) -> dict[str, object]:
     The parameters are little-endian float32 in Base64: each layer's kernel and then its bias.
     """
     params = trained.first_params()
-    names, input_size = model.layer_names(params), trained.config.input_size
-    arrays = [np.asarray(params[x][kind], "<f4") for x in names for kind in ("kernel", "bias")]
+    layers, input_size = [params[name] for name in model.LAYERS], trained.config.input_size
+    arrays = [np.asarray(layer[kind], "<f4") for layer in layers for kind in ("kernel", "bias")]
     return {
         "margin": (IMAGE_SHAPE[0] - input_size) // 2,
         "size": model.visible_size(input_size),
-        "kernels": [[name, list(params[name]["kernel"].shape)] for name in names],
+        "kernels": [list(layer["kernel"].shape) for layer in layers],
         "weights": base64.b64encode(b"".join(array.tobytes() for array in arrays)).decode(),
     }

@@ -22,16 +22,15 @@ from jax.typing import ArrayLike
 from mnist_flax.core import model
 from mnist_flax.core.augment import center_crop, to_float
 from mnist_flax.core.config import IMAGE_SHAPE, Config
-from mnist_flax.core.conv_pool import EPSILON, ConvPool, conv_pool_lax
+from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax
 from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.export.html import load_html, to_html
 
 LAYOUT = (
-    "Conv_i.kernel and Residual_i.kernel are [height, width, in, out]; layers Residual_i, if there "
-    "are any, follow Conv_1. Dense_i.kernel is [in, out], after the last pooling flattened in the "
-    "order height, width, channel; with several networks each name begins with its seed, as in "
-    "seed_0.Conv_0.kernel."
+    "Conv_i.kernel is [height, width, in, out], Dense_i.kernel is [in, out], after the last "
+    "pooling flattened in the order height, width, channel; with several networks each name "
+    "begins with its seed, as in seed_0.Conv_0.kernel."
 )
 
 Layer = dict[str, jax.Array]  # the kernel and the bias
@@ -108,22 +107,23 @@ def to_onnx(trained: TrainedModel) -> bytes:
 
 def _add_preprocessing(graph: OnnxGraph, input_size: int) -> str:
     """Adds the crop and the scaling of `images`: float32 [N, 1, size, size] from 0 to 1."""
-    start = (IMAGE_SHAPE[0] - input_size) // 2
+    start = (IMAGE_SHAPE[0] + 2 - input_size) // 2  # in the image with its border
     stop = start + model.visible_size(input_size)
     floats = graph.add("Cast", "float", "images", to=graph.onnx.TensorProto.FLOAT)
     scaled = graph.add("Div", "scaled", floats, np.array(255, np.float32))
     channels_first = graph.add("Transpose", "channels_first", scaled, perm=[0, 3, 1, 2])
+    border = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
+    bordered = graph.add("Pad", "bordered", channels_first, border)
     starts, stops, axes = np.array([[start, start], [stop, stop], [2, 3]], np.int64)
-    return graph.add("Slice", "visible", channels_first, starts, stops, axes)
+    return graph.add("Slice", "visible", bordered, starts, stops, axes)
 
 
 def _add_network(graph: OnnxGraph, pixels: str, prefix: str, params: model.Params) -> str:
     """Adds the layers of a network: probabilities [N, 10]."""
-    *convolutions, first, second, last = model.layer_names(params)
+    *convolutions, first, second, last = model.LAYERS
     features = pixels
     for layer in convolutions:
-        add = _add_residual if layer.startswith("Residual") else _add_conv_block
-        features = add(graph, features, prefix + layer, params[layer])
+        features = _add_conv_block(graph, features, prefix + layer, params[layer])
     channels_last = graph.add("Transpose", f"{prefix}channels_last", features, perm=[0, 2, 3, 1])
     hidden = graph.add("Flatten", f"{prefix}flat", channels_last)
     for layer in (first, second):
@@ -135,27 +135,10 @@ def _add_network(graph: OnnxGraph, pixels: str, prefix: str, params: model.Param
 
 def _add_conv_block(graph: OnnxGraph, features: str, name: str, layer: Layer) -> str:
     """Adds a 3x3 convolution, ReLU and 2x2 max-pooling: [N, channels, height, width]."""
-    kernel = _conv_kernel(layer)
+    kernel = np.asarray(layer["kernel"]).transpose((3, 2, 0, 1))
     conv = graph.add("Conv", name, features, kernel, layer["bias"], kernel_shape=[3, 3])
     relu = graph.add("Relu", f"{name}/relu", conv)
     return graph.add("MaxPool", f"{name}/pooled", relu, kernel_shape=[2, 2], strides=[2, 2])
-
-
-def _add_residual(graph: OnnxGraph, features: str, name: str, layer: Layer) -> str:
-    """Adds a normalized 3x3 convolution, bias and ReLU to its input: [N, channels, 4, 4]."""
-    kernel = _conv_kernel(layer)
-    conv = graph.add("Conv", name, features, kernel, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-    # ONNX Runtime 1.22 refuses a scale and a bias of one value for each channel.
-    bias = np.tile(np.reshape(layer["bias"], (-1, 1, 1)), (4, 4))
-    inputs, attributes = (conv, np.ones_like(bias), bias), {"axis": 1, "epsilon": EPSILON}
-    biased = graph.add("LayerNormalization", f"{name}/biased", *inputs, **attributes)
-    relu = graph.add("Relu", f"{name}/relu", biased)
-    return graph.add("Add", f"{name}/sum", features, relu)
-
-
-def _conv_kernel(layer: Layer) -> np.ndarray:
-    """The kernel of a convolution as in ONNX: [out, in, height, width]."""
-    return np.asarray(layer["kernel"]).transpose((3, 2, 0, 1))
 
 
 def _add_dense(graph: OnnxGraph, inputs: str, name: str, layer: Layer) -> str:

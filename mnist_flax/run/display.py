@@ -173,7 +173,7 @@ def model_summary(config: Config) -> str:
 
     from mnist_flax.core.model import CNN
 
-    table = CNN(config.channels, config.residual_layers).tabulate(
+    table = CNN(config.channels).tabulate(
         jax.random.key(0),
         jnp.zeros((1, config.input_size, config.input_size, 1)),
         console_kwargs={"width": 100, "force_terminal": False},

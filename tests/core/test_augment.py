@@ -21,15 +21,17 @@ def images():
 def test_center_crop_is_the_center_of_the_image(images):
     np.testing.assert_array_equal(center_crop(images, Config(input_size=22)), images[:, 3:25, 3:25])
     np.testing.assert_array_equal(center_crop(images, Config(input_size=28)), images)
+    bordered = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    np.testing.assert_array_equal(center_crop(images, Config(input_size=30)), bordered)
 
 
-@pytest.mark.parametrize("size", [22, 28])
+@pytest.mark.parametrize("size", [22, 28, 30])
 def test_without_augmentation_the_result_is_the_center_crop(key, images, size):
     config = Config(input_size=size, shift_pixels=0)
     np.testing.assert_array_equal(augment(key, images, config), center_crop(images, config))
 
 
-@pytest.mark.parametrize(("size", "shift"), [(22, 1), (22, 3), (22, 5), (28, 2)])
+@pytest.mark.parametrize(("size", "shift"), [(22, 1), (22, 3), (22, 5), (28, 2), (30, 2)])
 def test_exactly_the_allowed_shifts_occur(key, images, size, shift):
     config = Config(input_size=size, shift_pixels=shift)
     augmented = np.asarray(augment(key, jnp.repeat(images[:1], 2000, axis=0), config))
@@ -56,7 +58,7 @@ WARPS = {"rotation_degrees": 30.0, "zoom": 0.3, "shear": 0.4, "elastic_pixels": 
 ALL = dataclasses.replace(Config(shift_pixels=2), **WARPS)
 
 
-@pytest.mark.parametrize("size", [22, 28])
+@pytest.mark.parametrize("size", [22, 28, 30])
 def test_warps_keep_shape_and_range_and_are_deterministic(key, images, size):
     config = dataclasses.replace(ALL, input_size=size)
     warped = augment(key, images, config)
@@ -74,7 +76,7 @@ def test_a_negligible_warp_gives_the_center_crop(key, images, name):
     np.testing.assert_array_equal(augment(key, images, config), center_crop(images, config))
 
 
-@pytest.mark.parametrize("size", [22, 28])
+@pytest.mark.parametrize("size", [22, 28, 30])
 def test_a_negligible_warp_with_shifts_moves_whole_pixels(key, images, size):
     config = Config(input_size=size, shift_pixels=2, rotation_degrees=1e-9)
     augmented = np.asarray(augment(key, images, config))
@@ -119,7 +121,7 @@ def test_zoom_changes_height_and_width_independently(key):
     assert abs(np.corrcoef(heights, widths)[0, 1]) < 0.2
 
 
-@pytest.mark.parametrize("size", [22, 28])
+@pytest.mark.parametrize("size", [22, 28, 30])
 def test_elastic_displacements_are_smooth_and_have_unit_deviation(key, size):
     displacements = np.asarray(_elastic_displacements(key, 4000, size))
     np.testing.assert_allclose(displacements.std(axis=1), 1, atol=0.05)

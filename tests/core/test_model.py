@@ -14,25 +14,12 @@ def plain_logits(params, images):
     """The reference network, written out with XLA's own convolution and pooling."""
     x = images
 
-    def convolve(x, layer, padding):
+    for layer in ("Conv_0", "Conv_1", "Conv_2"):
         dimensions = ("NHWC", "HWIO", "NHWC")
         kernel = params[layer]["kernel"]
-        return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dimensions)
-
-    def activate(x, layer):
-        return jnp.maximum(x + params[layer]["bias"][None, None, None], 0)
-
-    for layer in ("Conv_0", "Conv_1", "Residual_0", "Residual_1", "Conv_2"):
-        if layer not in params:
-            continue
-        if layer.startswith("Residual"):
-            y = convolve(x, layer, "SAME")
-            y = y - y.mean(axis=(1, 2, 3), keepdims=True)
-            y = y / jnp.sqrt((y**2).mean(axis=(1, 2, 3), keepdims=True) + 1e-3)
-            x = x + activate(y, layer)
-        else:
-            x = activate(convolve(x, layer, "VALID"), layer)
-            x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        x = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=dimensions)
+        x = jnp.maximum(x + params[layer]["bias"][None, None, None], 0)
+        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     x = x.reshape((x.shape[0], -1))
     for layer in ("Dense_0", "Dense_1"):
         x = jnp.maximum(x @ params[layer]["kernel"] + params[layer]["bias"][None], 0)
@@ -50,11 +37,9 @@ def random_params(key, config):
     return jax.tree.unflatten(structure, noisy)
 
 
-@pytest.mark.parametrize(
-    ("size", "residual_layers"), [(22, 0), (22, 2), pytest.param(28, 0, marks=pytest.mark.nightly)]
-)
-def test_logits_and_gradients_equal_a_plain_implementation(key, size, residual_layers):
-    params = random_params(key, Config(input_size=size, residual_layers=residual_layers))
+@pytest.mark.parametrize("size", [22, 30, pytest.param(28, marks=pytest.mark.nightly)])
+def test_logits_and_gradients_equal_a_plain_implementation(key, size):
+    params = random_params(key, Config(input_size=size))
     images = jax.random.uniform(key, (5, size, size, 1))
     logits, expected = (jax.jit(f)(params, images) for f in (model.apply, plain_logits))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
@@ -92,10 +77,11 @@ def test_more_channels_make_a_larger_network(key):
     assert jax.eval_shape(model.apply, params, jnp.zeros((2, 22, 22, 1))).shape == (2, 10)
 
 
-def test_residual_layers_make_a_deeper_network(key):
-    params = jax.eval_shape(lambda key: model.init(key, Config(residual_layers=3)), key)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 81_066 + 3 * 36_928
-    assert jax.eval_shape(model.apply, params, jnp.zeros((2, 22, 22, 1))).shape == (2, 10)
+def test_an_image_in_a_border_is_seen_as_a_whole(key):
+    assert model.visible_size(30) == 30
+    params = jax.eval_shape(lambda key: model.init(key, Config(input_size=30)), key)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 93_354
+    assert jax.eval_shape(model.apply, params, jnp.zeros((2, 30, 30, 1))).shape == (2, 10)
 
 
 def test_parameters_are_initialized_as_by_keras(key):

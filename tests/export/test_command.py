@@ -8,7 +8,7 @@ import pytest
 
 from mnist_flax import export, load, run
 from mnist_flax.export import formats, html
-from tests.conftest import SMALL
+from tests.conftest import SMALL, random_network
 
 onnx = pytest.importorskip("onnx")
 safe_open = pytest.importorskip("safetensors").safe_open
@@ -25,15 +25,15 @@ def two_seeds_run(tmp_path_factory):
 @pytest.fixture(
     params=[
         "one",
-        "residual",
+        30,
         *(pytest.param(x, marks=pytest.mark.nightly) for x in ("two", "one of two")),
     ]
 )
 def trained(request, small_run):
     if request.param == "one":
         return load(small_run)
-    if request.param == "residual":
-        return request.getfixturevalue("residual_network")
+    if request.param == 30:
+        return random_network(input_size=30)
     two_seeds_run = request.getfixturevalue("two_seeds_run")
     return load(two_seeds_run, seed_index=1 if request.param == "one of two" else None)
 

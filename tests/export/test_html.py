@@ -14,14 +14,13 @@ from scipy.interpolate import CubicSpline
 
 from experiments.handwriting import STROKES
 from mnist_flax import demo, export, load
-from mnist_flax.core import conv_pool
 from mnist_flax.core.config import UserError
 from mnist_flax.evaluate import pad
 from mnist_flax.evaluate.saliency import saliency_map
 from mnist_flax.export import html
 from mnist_flax.predict import command, preprocess
 from mnist_flax.predict.preprocess import to_mnist
-from tests.conftest import with_biases
+from tests.conftest import random_network, with_biases
 
 ASSETS = Path(pad.__file__).with_name("assets")
 SIDE, PEN = 280, 21  # of a drawing, in pixels
@@ -49,9 +48,9 @@ def encode(image):
     return base64.b64encode(np.asarray(image, np.uint8).tobytes()).decode()
 
 
-@pytest.fixture(params=["small", "residual"])
-def trained(request, small_run, residual_network):
-    return load(small_run) if request.param == "small" else residual_network
+@pytest.fixture(params=["small", 28, 30])
+def trained(request, small_run):
+    return load(small_run) if request.param == "small" else random_network(request.param)
 
 
 def test_javascript_network_agrees_with_python(trained, digits, javascript):
@@ -71,7 +70,7 @@ def test_javascript_network_agrees_with_python(trained, digits, javascript):
     expected = np.asarray(saliency_map(trained.params, images, trained.config))
     # Where convolutions of black pixels are equal up to rounding, either may be the maximum.
     assert np.abs(np.array(saliency).reshape(expected.shape) - expected).mean() < 1e-3
-    side = 20  # of 28 rows and columns the network sees 22
+    side = 28 if trained.config.input_size == 30 else 20  # of 28 pixels the network sees 22
     assert set(sizes) == {side}
     assert np.shape(maps) == (20, trained.config.channels, side**2)
     assert np.max(maps, axis=(1, 2)) == pytest.approx(np.ones(20))
@@ -164,7 +163,6 @@ def test_constants_are_those_of_python():
     }
     for name in ("SIDE", "BOX", "MIN_STROKE", "REACH", "MIN_LENGTH", "MAX_FILL"):
         assert constants["preprocess.js", name] == getattr(preprocess, name), name
-    assert constants["network.js", "EPSILON"] == conv_pool.EPSILON
     assert constants["pad.js", "SIDE"] == SIDE
     assert constants["pad.js", "PEN"] * SIDE == PEN
     assert constants["pad.js", "LOW_CONFIDENCE"] == command.LOW_CONFIDENCE

@@ -4,7 +4,6 @@ globalThis.mnistNetwork = (() => {
   "use strict";
 
   const SIDE = 28;
-  const EPSILON = 0.001;
 
   /** The network that `evaluate/pad.py` writes. */
   function load({ margin, size, kernels, weights }) {
@@ -12,11 +11,10 @@ globalThis.mnistNetwork = (() => {
     const numbers = new Float32Array(bytes.buffer);
     let start = 0;
     const take = (length) => numbers.subarray(start, (start += length));
-    const layers = kernels.map(([name, shape]) => {
+    const layers = kernels.map((shape) => {
       const [inputs, outputs] = shape.slice(-2);
       const kernel = take(shape.reduce((product, length) => product * length, 1));
-      const isResidual = name.startsWith("Residual");
-      return { isResidual, inputs, outputs, kernel, bias: take(outputs) };
+      return { inputs, outputs, kernel, bias: take(outputs) };
     });
     return { margin, size, convolutions: layers.slice(0, -3), dense: layers.slice(-3) };
   }
@@ -26,8 +24,8 @@ globalThis.mnistNetwork = (() => {
     let values = crop(pixels, network);
     let size = network.size;
     const blocks = network.convolutions.map((layer) => {
-      const compute = layer.isResidual ? addResidual : convolveAndPool;
-      const block = { layer, size, ...compute(values, size, layer) };
+      const convolved = convolve(values, size, layer);
+      const block = { layer, size, convolved, ...pool(convolved, size - 2, layer) };
       values = block.result;
       size = block.resultSize;
       return block;
@@ -41,44 +39,19 @@ globalThis.mnistNetwork = (() => {
   }
 
   const relu = (value) => (value > 0 ? value : 0);
-  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
   /** The pixels that the network sees, from 0 to 1. */
   function crop(pixels, { margin, size }) {
     return Float32Array.from({ length: size * size }, (_, index) =>
-      pixels[uncroppedIndex(index, margin, size)] / 255);
+      (pixels[uncroppedIndex(index, margin, size)] ?? 0) / 255);
   }
 
-  const uncroppedIndex = (index, margin, size) =>
-    (margin + Math.floor(index / size)) * SIDE + margin + (index % size);
-
-  function convolveAndPool(values, size, layer) {
-    const convolved = convolve(values, size, layer);
-    return { convolved, ...pool(convolved, size - 2, layer) };
-  }
-
-  /** The values plus their convolution, normalized and with bias and ReLU, as `core/model.py`. */
-  function addResidual(values, size, layer) {
-    const convolved = convolve(pad(values, size, layer), size + 2, layer);
-    const average = mean(convolved);
-    const variance = mean(convolved.map((value) => (value - average) ** 2));
-    const deviation = Math.sqrt(variance + EPSILON);
-    const normalized = convolved.map((value) => (value - average) / deviation);
-    const added = normalized.map((value, index) => relu(value + layer.bias[index % layer.outputs]));
-    const result = values.map((value, index) => value + added[index]);
-    return { deviation, normalized, added, result, resultSize: size };
-  }
-
-  /** The values with zeros around them: [size + 2, size + 2, inputs]. */
-  function pad(values, size, { inputs }) {
-    const padded = new Float32Array((size + 2) ** 2 * inputs);
-    values.forEach((value, index) => (padded[paddedIndex(index, size, inputs)] = value));
-    return padded;
-  }
-
-  function paddedIndex(index, size, inputs) {
-    const input = index % inputs;
-    return tapPosition((index - input) / inputs, 4, size + 2) * inputs + input; // 4: the middle
+  /** Where the image has a pixel that the network sees; -1 in the border around the image. */
+  function uncroppedIndex(index, margin, size) {
+    const row = margin + Math.floor(index / size);
+    const column = margin + (index % size);
+    const isInside = Math.min(row, column) >= 0 && Math.max(row, column) < SIDE;
+    return isInside ? row * SIDE + column : -1;
   }
 
   /** A valid 3x3 convolution without its bias: [size - 2, size - 2, outputs]. */
@@ -157,7 +130,7 @@ globalThis.mnistNetwork = (() => {
       gradient = multiplyBack(gradient, network.dense[index], hidden[index]);
     }
     for (const block of [...blocks].reverse()) {
-      gradient = (block.layer.isResidual ? residualBack : poolBack)(gradient, block);
+      gradient = poolBack(gradient, block);
     }
     return uncrop(gradient, network);
   }
@@ -180,17 +153,6 @@ globalThis.mnistNetwork = (() => {
       if (result[index] > 0) slopes[winners[index]] = slope;
     });
     return convolveBack(slopes, size, layer);
-  }
-
-  /** The gradient of a residual layer's input, which counts directly and by its convolution. */
-  function residualBack(gradient, { layer, size, deviation, normalized, added }) {
-    const passed = gradient.map((slope, index) => (added[index] > 0 ? slope : 0));
-    const average = mean(passed);
-    const correlation = mean(passed.map((slope, index) => slope * normalized[index]));
-    const slopes = passed.map((slope, index) =>
-      (slope - average - correlation * normalized[index]) / deviation);
-    const padded = convolveBack(slopes, size + 2, layer);
-    return gradient.map((slope, index) => slope + padded[paddedIndex(index, size, layer.inputs)]);
   }
 
   /** The gradient of a convolution's input. */
