@@ -134,22 +134,12 @@ IDEAS = {
         make_loss=make_distillation_loss, teacher={"channels": 128}
     ),
     "the image in a border as input": Idea({"input_size": 30}),
-    "Adam": Idea({"optimizer": "adam", "learning_rate": 6e-3}),
     "half the learning rate": Idea({"learning_rate": 5e-3}),
     "constant learning rate": Idea({"schedule": "constant", "learning_rate": 3e-3}),
-    "a fifth of the steps averaged": Idea({"ema_fraction": 0.2}),
     "half of the steps averaged": Idea({"ema_fraction": 0.5}),
-    "no averaging": Idea({"ema_fraction": 0.0}),
     "more weight decay": Idea({"weight_decay": 0.1}),
-    "no weight decay": Idea({"weight_decay": 0.0}),
-    "batches of 32": Idea({"batch_size": 32}),
     "shifts by 2 pixels": Idea({"shift_pixels": 2}),
-    "no rotation, zoom or shear": Idea({"rotation_degrees": 0.0, "zoom": 0.0, "shear": 0.0}),
-    "twice the rotation, zoom and shear": Idea(
-        {"rotation_degrees": 10.0, "zoom": 0.1, "shear": 0.1}
-    ),
     "rotation by 20 degrees": Idea({"rotation_degrees": 20.0}),
-    "no elastic distortion": Idea({"elastic_pixels": 0.0}),
     "elastic distortion of 0.8 pixels": Idea({"elastic_pixels": 0.8}),
 }
 
