@@ -13,7 +13,6 @@ from mnist_flax.core.config import Config
 def plain_logits(params, images):
     """The reference network, written out with XLA's own convolution and pooling."""
     x = images
-
     for layer in ("Conv_0", "Conv_1", "Conv_2"):
         dimensions = ("NHWC", "HWIO", "NHWC")
         kernel = params[layer]["kernel"]

@@ -122,7 +122,7 @@ globalThis.mnistNetwork = (() => {
 
   /** How strongly each of the 28x28 pixels influences the answer of `run`, from 0 to 1.
 
-      The absolute gradient of the loss with the answer as its label, as in `core/inference.py`. */
+      The absolute gradient of the loss with the answer as its label, as in `evaluate/saliency.py`. */
   function saliency(network, { blocks, hidden, probabilities }) {
     const answer = probabilities.indexOf(Math.max(...probabilities));
     let gradient = Float64Array.from(probabilities, (p, digit) => (digit === answer ? 1 - p : -p));
