@@ -64,7 +64,7 @@ def normalized_logits(params: Params, images: Array) -> tuple[Array, Params]:
     for name in layers:
         kernel, bias = params[name]["kernel"], params[name]["bias"]
         if name == "Dense_0":
-            x = x.reshape((len(x), -1))
+            x = x.mean(axis=(1, 2))
         y = x @ kernel if name.startswith("Dense") else default_conv_pool()(x, kernel)
         axes = tuple(range(y.ndim - 1))
         scale = lax.rsqrt(y.var(axes) + 1e-3)

@@ -27,10 +27,11 @@ def gradients(params: Params, images: np.ndarray, labels: np.ndarray) -> tuple[f
 
     result = {}
     for index in reversed(range(3)):
-        name, x = f"Dense_{index}", inputs[NUM_BLOCKS + index]
+        name, x = f"Dense_{index}", inputs[NUM_BLOCKS + 1 + index]
         result[name] = {"kernel": x.T @ slope, "bias": slope.sum(axis=0)}
         slope = slope @ params[name]["kernel"].T * (x > 0)
-    slope = slope[:, None, None]
+    pooled = inputs[NUM_BLOCKS]
+    slope = slope[:, None, None] / np.prod(pooled.shape[1:3]) * (pooled > 0)
     for index in reversed(range(NUM_BLOCKS)):
         name, x = f"Conv_{index}", inputs[index]
         kernel = params[name]["kernel"]
@@ -61,7 +62,8 @@ def _forward(params: Params, images: np.ndarray) -> list[np.ndarray]:
         layer = params[f"Conv_{index}"]
         x = np.maximum(_pool(_convolve(x, layer["kernel"])) + layer["bias"], 0)
         values.append(x)
-    values[-1] = x = x.reshape((len(x), -1))
+    x = x.mean(axis=(1, 2))
+    values.append(x)
     for index in range(3):
         layer = params[f"Dense_{index}"]
         x = x @ layer["kernel"] + layer["bias"]

@@ -28,9 +28,8 @@ from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.export.html import load_html, to_html
 
 LAYOUT = (
-    "Conv_i.kernel is [height, width, in, out], Dense_i.kernel is [in, out], after the last "
-    "pooling flattened in the order height, width, channel; with several networks each name "
-    "begins with its seed, as in seed_0.Conv_0.kernel."
+    "Conv_i.kernel is [height, width, in, out], Dense_i.kernel is [in, out]; with several networks "
+    "each name begins with its seed, as in seed_0.Conv_0.kernel."
 )
 
 Layer = dict[str, jax.Array]  # the kernel and the bias
@@ -124,8 +123,8 @@ def _add_network(graph: OnnxGraph, pixels: str, prefix: str, params: model.Param
     features = pixels
     for layer in convolutions:
         features = _add_conv_block(graph, features, prefix + layer, params[layer])
-    channels_last = graph.add("Transpose", f"{prefix}channels_last", features, perm=[0, 2, 3, 1])
-    hidden = graph.add("Flatten", f"{prefix}flat", channels_last)
+    mean = graph.add("GlobalAveragePool", f"{prefix}mean", features)
+    hidden = graph.add("Flatten", f"{prefix}flat", mean)
     for layer in (first, second):
         dense = _add_dense(graph, hidden, prefix + layer, params[layer])
         hidden = graph.add("Relu", f"{prefix}{layer}/relu", dense)

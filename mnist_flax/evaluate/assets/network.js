@@ -30,11 +30,8 @@ globalThis.mnistNetwork = (() => {
       size = block.resultSize;
       return block;
     });
-    const hidden = [values];
-    for (const layer of network.dense) {
-      const inputs = hidden.length > 1 ? hidden.at(-1).map(relu) : values;
-      hidden.push(multiply(inputs, layer));
-    }
+    const hidden = [mean(values, network.dense[0].inputs)]; // never negative
+    for (const layer of network.dense) hidden.push(multiply(hidden.at(-1).map(relu), layer));
     return { blocks, hidden, probabilities: softmax(hidden.at(-1)) };
   }
 
@@ -102,6 +99,15 @@ globalThis.mnistNetwork = (() => {
     return { winners, result: pooled, resultSize: pooledSize };
   }
 
+  /** The mean over all positions: [channels]. */
+  function mean(values, channels) {
+    const result = new Float32Array(channels);
+    values.forEach((value, index) => {
+      result[index % channels] += (value * channels) / values.length;
+    });
+    return result;
+  }
+
   /** A dense layer without activation. */
   function multiply(values, { outputs, kernel, bias }) {
     const sums = Float32Array.from(bias);
@@ -129,6 +135,9 @@ globalThis.mnistNetwork = (() => {
     for (let index = network.dense.length - 1; index >= 0; index--) {
       gradient = multiplyBack(gradient, network.dense[index], hidden[index]);
     }
+    const values = blocks.at(-1).result;
+    const perValue = gradient.map((slope) => (slope * gradient.length) / values.length);
+    gradient = values.map((_, index) => perValue[index % perValue.length]);
     for (const block of [...blocks].reverse()) {
       gradient = poolBack(gradient, block);
     }
