@@ -42,6 +42,7 @@ AROUND_DEFAULT = {
 }
 WITHOUT_BEST = {
     "best": "",
+    "centered 22x22 crop": "--input-size 22",
     "no rotation, zoom or shear": "--rotation-degrees 0 --zoom 0 --shear 0",
     "no elastic distortion": "--elastic-pixels 0",
     "no averaging": "--ema-fraction 0",

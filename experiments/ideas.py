@@ -133,7 +133,7 @@ IDEAS = {
     "distillation from a wider network": Idea(
         make_loss=make_distillation_loss, teacher={"channels": 128}
     ),
-    "the image in a border as input": Idea({"input_size": 30}),
+    "the 22x22 crop as input": Idea({"input_size": 22}),
     "half the learning rate": Idea({"learning_rate": 5e-3}),
     "constant learning rate": Idea({"schedule": "constant", "learning_rate": 3e-3}),
     "half of the steps averaged": Idea({"ema_fraction": 0.5}),

@@ -135,9 +135,7 @@ globalThis.mnistNetwork = (() => {
     for (let index = network.dense.length - 1; index >= 0; index--) {
       gradient = multiplyBack(gradient, network.dense[index], hidden[index]);
     }
-    const values = blocks.at(-1).result;
-    const perValue = gradient.map((slope) => (slope * gradient.length) / values.length);
-    gradient = values.map((_, index) => perValue[index % perValue.length]);
+    gradient = meanBack(gradient, blocks.at(-1).result);
     for (const block of [...blocks].reverse()) {
       gradient = poolBack(gradient, block);
     }
@@ -153,6 +151,12 @@ globalThis.mnistNetwork = (() => {
       }
       return values[input] > 0 ? sum : 0;
     });
+  }
+
+  /** The gradient of the mean's input. */
+  function meanBack(gradient, { length }) {
+    return Float64Array.from({ length }, (_, index) =>
+      (gradient[index % gradient.length] * gradient.length) / length);
   }
 
   /** The gradient of a block's input: only the maxima that passed the ReLU count. */
