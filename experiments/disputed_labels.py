@@ -2,7 +2,7 @@
 
 python -m experiments.disputed_labels
 
-Networks of four presets classify all test images: `--seeds` of each, or by default 5 to 20. Five
+Networks of three presets classify all test images: `--seeds` of each, or by default 10 to 20. Five
 people each judged the labels of 105 suspicious images (Northcutt, Athalye and Mueller, "Pervasive
 Label Errors in Test Sets", https://arxiv.org/abs/2103.14749, with data in
 https://github.com/cleanlab/label-errors). The result also has the accuracy without the images whose
@@ -22,7 +22,7 @@ from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine.seed_stats import format_percent, seed_statistics
 from mnist_flax.engine.trained_model import load_trained
 
-SEEDS = {"quick": 20, "default": 20, "best": 10, "large": 5}
+SEEDS = {"quick": 20, "default": 20, "best": 10}
 
 # Of the 105 test images, those whose label at most two of the five people chose: how many chose
 # the label, how many another digit, and that digit. The others saw neither.

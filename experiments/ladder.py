@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator
 
 from experiments.common.provenance import make_parser, provenance, store
 from experiments.common.runs import load_result, train
+from mnist_flax.core import config
 from mnist_flax.engine.seed_stats import format_percent
 from mnist_flax.engine.workdir import read_metrics
 
@@ -68,12 +69,13 @@ def measure(options: argparse.Namespace, channels: int) -> Row:
 def read_preset(name: str, folder: Path) -> Row:
     """A preset as `experiments.accuracy` has measured it."""
     run = json.loads((folder / f"accuracy_{name}.json").read_text())
-    seconds = run["seconds_per_epoch_and_seed"] * run["epochs"]
+    networks = config.PRESETS[name].num_seeds
+    seconds = run["seconds_per_epoch_and_seed"] * run["epochs"] * networks
     return make_row(name, run["n"], seconds, run)
 
 
 def make_row(name: str, n: int, seconds: float, run: dict[str, Any]) -> Row:
-    """One point of the plot: the seconds are those of one network's training."""
+    """One point of the plot: the seconds are those of one training."""
     values = {"parameters": run["parameters"], "seconds": seconds, "n": n}
     return {"name": name, **values, "accuracy": run["test_accuracy"]}
 
@@ -105,7 +107,7 @@ def draw(result: dict[str, list[Row]], folder: Path) -> None:
         axes.grid(alpha=0.3)
         axes.margins(x=0.2)
     left.set(xlabel="parameters", ylabel="test error after the last epoch (%)")
-    right.set(xlabel="seconds of training of one network")
+    right.set(xlabel="seconds of training")
     figure.savefig(folder / "ladder.png")
 
 

@@ -33,7 +33,11 @@ def _closest_preset(config: Config) -> tuple[str, dict[str, Any]]:
         }
         for name, preset in PRESETS.items()
     }
-    closest = min(differences, key=lambda name: len(differences[name]))
+    closest = min(
+        differences,
+        # `large` is `best` with more seeds.
+        key=lambda name: (len(differences[name]), PRESETS[name].num_seeds != config.num_seeds),
+    )
     return closest, differences[closest]
 
 

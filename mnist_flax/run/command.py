@@ -37,8 +37,8 @@ class Options(DataOptions):
     workdir: Path | None = None
     """Folder for everything that the run writes. Required."""
     preset: Literal["default", "quick", "best", "large", "reference", "digits"] = "default"
-    """The config to start from; other flags override it. `quick` is one epoch, `best` is 60 with
-    stronger augmentation, `large` sees the whole image, `reference` is the Keras tutorial.
+    """The config to start from; other flags override it. `quick` is one epoch, `best` is 40
+    with augmentation, `large` is four networks of `best`, `reference` is the Keras tutorial.
     `digits` is for scikit-learn's digits; it replaces `default` where MNIST is unavailable."""
     distributed: bool = False
     """Compute this run together with the other processes that Slurm, Open MPI, Cloud TPU or GKE

@@ -5,9 +5,21 @@ import json
 import numpy as np
 import pytest
 
-from experiments import ablation, disputed_labels, ladder, learning_curves
+from experiments import ablation, accuracy, disputed_labels, ladder, learning_curves
 from experiments.common.provenance import RESULTS
 from mnist_flax.engine.seed_stats import seed_statistics
+
+
+def test_networks_together_are_scored_by_their_mean_probability():
+    p = np.full((2, 3, 10), 0.01)
+    p[:, 0, 7] = 0.91  # both see a 7
+    p[0, 1, 3], p[1, 1, 5] = 0.91, 0.61  # the first one is more certain
+    p[0, 2, 4], p[1, 2, 9] = 0.91, 0.91
+    p /= p.sum(axis=-1, keepdims=True)
+    result = accuracy.score(np.log(p), np.array([7, 5, 0]))
+    assert result["test_accuracy"] == 1 / 3
+    chosen = [0.91 / 1.0, (0.01 + 0.61 / 0.7) / 2, 0.01]
+    assert result["test_loss"] == pytest.approx(-np.log(chosen).mean())
 
 
 def test_errors_are_counted_with_and_without_the_rejected_labels(tmp_path):

@@ -42,17 +42,17 @@ def test_interrupted_experiments_resume(tmp_path):
     ) as process:
         assert process.stdout
         before = "".join(
-            itertools.takewhile(lambda line: "epoch  1/60" not in line, process.stdout)
+            itertools.takewhile(lambda line: "epoch  1/40" not in line, process.stdout)
         )
         os.killpg(process.pid, signal.SIGINT)
         after = process.stdout.read()
     assert process.returncode == 130
     assert "Traceback" not in before + after
-    assert "epoch 60/60" not in after
+    assert "epoch 40/40" not in after
     assert not list(tmp_path.glob("*.json"))
     finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert "epoch  1/60" not in finished
-    assert "epoch 60/60" in finished
+    assert "epoch  1/40" not in finished
+    assert "epoch 40/40" in finished
     result = json.loads((tmp_path / "accuracy_best.json").read_text())
     assert result["n"] == 1
     assert result["command"].startswith("python -m experiments.accuracy --dataset=digits")
