@@ -134,10 +134,9 @@ IDEAS = {
         make_loss=make_distillation_loss, teacher={"channels": 128}
     ),
     "the 22x22 crop as input": Idea({"input_size": 22}),
-    "half the learning rate": Idea({"learning_rate": 5e-3}),
+    "96 channels": Idea({"channels": 96}),
     "constant learning rate": Idea({"schedule": "constant", "learning_rate": 3e-3}),
     "half of the steps averaged": Idea({"ema_fraction": 0.5}),
-    "more weight decay": Idea({"weight_decay": 0.1}),
     "shifts by 2 pixels": Idea({"shift_pixels": 2}),
     "rotation by 20 degrees": Idea({"rotation_degrees": 20.0}),
     "elastic distortion of 0.8 pixels": Idea({"elastic_pixels": 0.8}),
