@@ -21,7 +21,7 @@ from mnist_flax.engine.seed_stats import format_percent
 from mnist_flax.engine.workdir import read_metrics
 
 CHANNELS = (1, 2, 4, 8, 16, 32, 64, 128)
-PRESETS = ("quick", "default", "best", "large")
+PRESETS = ("quick", "default", "best")
 
 # Networks of others, with the mean and standard deviation over n trainings of the accuracy after
 # the last epoch, so that no test image chose anything.
