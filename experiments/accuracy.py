@@ -13,12 +13,13 @@ import numpy as np
 
 from experiments.common.provenance import make_parser, provenance, store
 from experiments.common.runs import load_result, train_seeds
-from mnist_flax.core import inference
 from mnist_flax.core.config import PRESETS
+from mnist_flax.core.inference import probabilities
 from mnist_flax.data.dataset import load_dataset
 from mnist_flax.engine.seed_stats import format_percent, seed_statistics
 from mnist_flax.engine.trained_model import load_trained
 from mnist_flax.engine.workdir import read_metrics
+from mnist_flax.evaluate.metrics import ensemble_accuracy
 
 
 def main() -> None:
@@ -56,10 +57,9 @@ def main() -> None:
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The accuracy and the loss in nats of networks together: logits [networks, N, 10]."""
-    mean = inference.probabilities(logits)
-    chosen = mean[np.arange(len(labels)), labels]
+    chosen = probabilities(logits)[np.arange(len(labels)), labels]
     return {
-        "test_accuracy": float((mean.argmax(axis=-1) == labels).mean()),
+        "test_accuracy": ensemble_accuracy(logits, labels),
         "test_loss": float(-np.log(chosen).mean()),
     }
 
