@@ -2,9 +2,10 @@
 
 python -m experiments.roofline --seeds 30 --precision tf32
 
-For CPU, GPU and TPU alike. Compares the arithmetic and the memory traffic of a step with a
-large matrix product and a large copy on the same device. Trains many seeds for 1, 2, ... epochs,
-without the time to compile, until the mean test accuracy reaches 99 %.
+For CPU, GPU and TPU alike, with the flags of `mnist_flax.run`. Trains many seeds for 1, 2, ...
+epochs, without the time to compile, until the mean test accuracy reaches 99 %. Compares the
+arithmetic and the memory traffic of a step with a large matrix product and a large copy on the
+same device, 64 networks in one program with one after the other, and the bits of two trainings.
 """
 
 import dataclasses
@@ -18,35 +19,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from experiments.common.provenance import make_parser, provenance, store
-from mnist_flax.core import batches, inference, model, sharding, train
-from mnist_flax.core.config import PRESETS, Config
-from mnist_flax.data.dataset import load_dataset
+from experiments.common.runs import plan
+from mnist_flax.core import model, sharding
+from mnist_flax.core.config import Config
+from mnist_flax.core.train import TrainState, create_state, train_step
+from mnist_flax.data.dataset import Dataset, load_dataset
+from mnist_flax.engine.checkpoint import tree_sha256
 from mnist_flax.engine.environment import current_environment
 from mnist_flax.engine.seed_stats import seed_statistics
+from mnist_flax.run.compilation import CompiledTraining, compile_training
 
 TARGET = 0.99
+MANY = 64
 
 
 def main() -> None:
     """Runs all measurements and stores them."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--precision", default="float32", choices=("float32", "tf32", "bfloat16"))
-    parser.add_argument("--batch-size", type=int, default=PRESETS["default"].batch_size)
-    parser.add_argument("--epochs", type=int, default=5, help="the largest number of epochs")
-    parser.add_argument("--dataset", default="mnist")
-    options = parser.parse_args()
-    settings = {name: getattr(options, name) for name in ("precision", "batch_size", "dataset")}
-    config = dataclasses.replace(PRESETS["default"], **settings)
+    parser = make_parser(__doc__, seeds=30)
+    parser.add_argument("--name", help="of the result, without `roofline_`")
+    options, flags = parser.parse_known_args()
+    config = plan(options, *flags).config
     dataset = load_dataset(options.dataset)
-    arrays = jax.device_put((dataset.train, dataset.test))
-    result = provenance() | {"environment": current_environment(), **settings, "budgets": []}
-    for epochs in range(1, options.epochs + 1):
-        budget = time_training(dataclasses.replace(config, epochs=epochs), arrays, options.seeds)
+    result = provenance() | {"environment": current_environment(), "budgets": []}
+    result["config"] = dataclasses.asdict(config)
+    for epochs in range(1, config.epochs + 1):
+        budget = time_training(dataclasses.replace(config, epochs=epochs), dataset, options.seeds)
         result["budgets"].append(budget)
         accuracy, seconds = budget["test_accuracy"], budget["seconds"]
         print(f"{epochs} epochs: {accuracy['mean']:.2%} in {seconds['median']:.3f} s", flush=True)
@@ -54,38 +54,34 @@ def main() -> None:
             break
     fastest = max(budget["images_per_second"] for budget in result["budgets"])
     result["machine_limits"] = compare_with_limits(config, fastest)
-    print(json.dumps(result["machine_limits"], indent=2))
-    store(f"roofline_{jax.default_backend()}_{options.precision}", result, options.output)
+    if not sharding.on_cpu():  # which takes them one after the other
+        result["many_seeds"] = time_many_seeds(config, dataset, MANY, fastest)
+    result["same_bits_again"] = {
+        name: digest(again, dataset) == digest(again, dataset)
+        for name, again in (
+            ("default", config),
+            ("deterministic", dataclasses.replace(config, deterministic=True)),
+        )
+    }
+    others = ("machine_limits", "many_seeds", "same_bits_again")
+    print(json.dumps({name: result[name] for name in others if name in result}, indent=2))
+    name = options.name or f"{jax.default_backend()}_{config.precision}"
+    store(f"roofline_{name}", result, options.output)
 
 
-def time_training(config: Config, arrays: Any, seeds: int) -> dict[str, Any]:
+def time_training(config: Config, dataset: Dataset, seeds: int) -> dict[str, Any]:
     """Trains networks one after the other; the time to compile is not in their seconds."""
-    (images, labels), (images_test, labels_test) = arrays
-    step_count = jnp.int32(config.steps_per_epoch)
-
-    def run(key: jax.Array) -> train.TrainState:
-        # The host waits for the device only at the end.
-        state = train.create_state(key, config=config)
-        for epoch in range(config.epochs):
-            order = batches.epoch_order(key, jnp.int32(epoch), config)
-            state = train.train_steps(state, images, labels, order, key, step_count, config=config)
-        return jax.block_until_ready(state)
-
-    def measure_accuracy(state: train.TrainState) -> float:
-        logits = inference.predict_logits(state.params, images_test, config=config)
-        scores = inference.loss_and_accuracy(np.asarray(logits)[None], np.asarray(labels_test))
-        return float(scores["accuracy"][0])
-
     start = time.perf_counter()
-    measure_accuracy(run(jax.random.key(0)))
+    training = compile_training(dataset, config)
+    training.evaluate(train(training))
     first_seconds = time.perf_counter() - start
     seconds, accuracies = [], []
     for seed in range(seeds):
-        key = jax.random.key(seed)
+        one = dataclasses.replace(training, key=jax.random.key(seed))
         start = time.perf_counter()
-        state = run(key)
+        state = train(one)
         seconds.append(time.perf_counter() - start)
-        accuracies.append(measure_accuracy(state))
+        accuracies.append(float(one.evaluate(state)["test_accuracy"][0]))
     return {
         "epochs": config.epochs,
         "first_run_seconds": first_seconds,  # includes compilation
@@ -94,6 +90,36 @@ def time_training(config: Config, arrays: Any, seeds: int) -> dict[str, Any]:
         "test_accuracy": seed_statistics(accuracies),
         "n": seeds,
     }
+
+
+def train(training: CompiledTraining) -> TrainState:
+    """The state after all epochs. The host waits for the device only at the end."""
+    config, state = training.config, training.create_state()
+    for epoch in range(config.epochs):
+        state = training.train_steps(state, training.epoch_order(epoch), config.steps_per_epoch)
+    return jax.block_until_ready(state)
+
+
+def time_many_seeds(
+    config: Config, dataset: Dataset, seeds: int, images_per_second: float
+) -> dict[str, Any]:
+    """Training many networks in one program, against one after the other."""
+    config = dataclasses.replace(config, epochs=1, num_seeds=seeds)
+    training = compile_training(dataset, config)
+    train(training)
+    start = time.perf_counter()
+    train(training)
+    rate = config.train_examples * seeds / (time.perf_counter() - start)
+    return {
+        "seeds": seeds,
+        "images_per_second": rate,
+        "times_as_fast_as_one_after_the_other": rate / images_per_second,
+    }
+
+
+def digest(config: Config, dataset: Dataset) -> str:
+    """A hash of the parameters after an epoch, by programs that are compiled anew."""
+    return tree_sha256(train(compile_training(dataset, dataclasses.replace(config, epochs=1))))
 
 
 def compare_with_limits(config: Config, images_per_second: float) -> dict[str, Any]:
@@ -131,13 +157,13 @@ def compare_with_limits(config: Config, images_per_second: float) -> dict[str, A
 def step_costs(config: Config) -> dict[str, float]:
     """XLA's counts for one step: `flops` and `bytes accessed`."""
     key = jax.random.key(0)
-    state = jax.eval_shape(functools.partial(train.create_state, config=config), key)
+    state = jax.eval_shape(functools.partial(create_state, config=config), key)
     batch = {
         "images": jax.ShapeDtypeStruct((config.batch_size, 28, 28, 1), jnp.uint8),
         "labels": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
         "weights": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32),
     }
-    step = jax.jit(train.train_step, static_argnames="config")
+    step = jax.jit(train_step, static_argnames="config")
     costs: Any = step.lower(state, batch, key, config=config).compile().cost_analysis()
     return costs
 

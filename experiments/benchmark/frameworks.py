@@ -197,31 +197,37 @@ class Torch:
         stack += [nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()]
         model = nn.Sequential(*stack, nn.Linear(32, 10))
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=layout)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = model.to(self.device, memory_format=layout)
         self.forward = torch.compile(self.model) if compiled else self.model
         self.loss = nn.functional.cross_entropy
-        self.precision = partial(torch.autocast, "cpu", torch.bfloat16, enabled=bfloat16)
+        self.precision = partial(torch.autocast, self.device, torch.bfloat16, enabled=bfloat16)
         self.adam = torch.optim.Adam(model.parameters(), LEARNING_RATE, eps=EPSILON, fused=True)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.torch, self.task, self.epoch = torch, task, 0
         # With one channel both layouts are the same bytes.
-        self.x = torch.from_numpy(task.images("train")).permute(0, 3, 1, 2)
-        self.y = torch.from_numpy(task.dataset.train[1]).long()
-        self.test = torch.from_numpy(task.images("test")).permute(0, 3, 1, 2)
+        self.x, self.test = (
+            torch.from_numpy(task.images(split)).permute(0, 3, 1, 2).to(self.device)
+            for split in ("train", "test")
+        )
+        self.y = torch.from_numpy(task.dataset.train[1]).long().to(self.device)
 
     def train(self, count: int) -> None:  # noqa: D102
-        for batch in self.torch.from_numpy(self.task.batches(count, self.epoch)):
+        batches = self.torch.from_numpy(self.task.batches(count, self.epoch)).to(self.device)
+        for batch in batches:
             self.adam.zero_grad(set_to_none=True)
             with self.precision():
                 loss = self.loss(self.forward(self.x[batch]), self.y[batch])
             loss.backward()
             self.adam.step()
         self.epoch += 1
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
 
     def evaluate(self) -> float:  # noqa: D102
         with self.torch.inference_mode():
             logits = [self.model(part) for part in self.test.split(1000)]
-        predicted = self.torch.cat(logits).argmax(-1).numpy()
+        predicted = self.torch.cat(logits).argmax(-1).cpu().numpy()
         return float(np.mean(predicted == self.task.dataset.test[1]))
 
 

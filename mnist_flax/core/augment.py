@@ -102,7 +102,7 @@ def _elastic_displacements(
     smoothing = np.exp(-0.5 * (distance / 4) ** 2)
     smoothing = np.float32(smoothing / np.linalg.norm(smoothing, axis=1, keepdims=True))
     noise = jax.random.normal(key, (2, batch, GRID, GRID), jnp.float32)
-    return jnp.einsum("ik,dbkl,jl->dbij", smoothing, noise, smoothing)
+    return jnp.einsum("ik,dbkl,jl->dbij", smoothing, noise, smoothing, precision="float32")
 
 
 def _draw_shifts(key: Key[Array, ""], batch: int, limit: int) -> Int32[Array, "batch 2"]:

@@ -16,8 +16,6 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int8
 
-from mnist_flax.core import sharding
-
 # Winograd's F(tile, 3): `tile` outputs of a 3-tap filter from `tile + 2` products instead of
 # 3 * tile, as `outputs @ ((taps @ filter) * (inputs @ data))`. Lavin and Gray, "Fast
 # Algorithms for Convolutional Neural Networks", https://arxiv.org/abs/1509.09308.
@@ -55,13 +53,13 @@ ConvPool = Callable[[Images, Kernel], Pooled]
 
 def default_conv_pool(precision: str = "float32") -> ConvPool:
     """The fastest function on this backend."""
-    if not sharding.on_cpu():
+    if jax.default_backend() == "tpu":
         return conv_pool_lax
-    return functools.partial(conv_pool_cpu, precision=precision)
+    return functools.partial(conv_pool_matmul, precision=precision)
 
 
 def conv_pool_lax(x: Images, kernel: Kernel) -> Pooled:
-    """XLA's own convolution, which is cuDNN's on GPU, and four strided views of its output.
+    """XLA's own convolution, and four strided views of its output.
 
     On GPU the gradient of `reduce_window` has no deterministic implementation.
     """
@@ -72,12 +70,13 @@ def conv_pool_lax(x: Images, kernel: Kernel) -> Pooled:
     return max4(*(y[:, :, row, :, column] for row in range(2) for column in range(2)))
 
 
-def conv_pool_cpu(x: Images, kernel: Kernel, precision: str = "float32") -> Pooled:
+def conv_pool_matmul(x: Images, kernel: Kernel, precision: str = "float32") -> Pooled:
     """The convolution as matrix products over patches, in float32.
 
-    XLA's own gradients of a convolution are many times slower inside a loop on CPU. With few
-    input channels memory is the limit; with more, Winograd's algorithm along the rows halves the
-    arithmetic.
+    XLA's own gradients of a convolution are many times slower inside a loop on CPU. On GPU, where
+    the convolutions are cuDNN's, those of many seeds would be computed one after the other. With
+    few input channels memory is the limit; with more, Winograd's algorithm along the rows halves
+    the arithmetic.
     """
     return (_im2col if x.shape[-1] < 8 else _winograd)(x, kernel, precision)
 
@@ -113,7 +112,7 @@ def _winograd(x: Images, kernel: Kernel, precision: str) -> Pooled:
     # Without the barrier XLA computes the sums again for each of the three columns.
     data = lax.optimization_barrier(jnp.stack([_weighted_sum(w, rows) for w in matrices["inputs"]]))
     patches = jnp.concatenate([data[..., c : c + width, :] for c in range(3)], axis=-1)
-    taps = jnp.array(matrices["taps"], x.dtype) @ kernel.reshape((3, -1))
+    taps = jnp.matmul(jnp.float32(matrices["taps"]), kernel.reshape((3, -1)), precision="float32")
     taps = taps.reshape((tile + 2, patches.shape[-1], -1))
     products = _product(patches, taps, precision)
 
@@ -165,35 +164,43 @@ max4.defvjp(_max4_forward, _max4_backward)
 
 def _product(patches: Array, taps: Array, precision: str) -> Array:
     """Patches [..., n] times taps [n, out], or [k, ..., n] times [k, n, out] for each k."""
-    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
-    flat = _matmul(patches.reshape((*taps.shape[:-2], -1, taps.shape[-2])), taps, dtype)
+    flat = _matmul(patches.reshape((*taps.shape[:-2], -1, taps.shape[-2])), taps, precision)
     return flat.reshape((*patches.shape[:-1], taps.shape[-1]))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(x: Array, w: Array, dtype: DTypeLike) -> Array:
-    """The product in float32 of float32 factors that are rounded to `dtype`."""
-    return _matmul_forward(x, w, dtype)[0]
+def _matmul(x: Array, w: Array, precision: str) -> Array:
+    """The product in float32 of float32 factors, rounded as a `Config.precision` says."""
+    return _matmul_forward(x, w, precision)[0]
 
 
-def _matmul_forward(x: Array, w: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+def _matmul_forward(x: Array, w: Array, precision: str) -> tuple[Array, tuple[Array, Array]]:
+    dtype = _dtype(precision)
     # The barriers make XLA round a factor once, not wherever it is used.
     x, w = lax.optimization_barrier(x.astype(dtype)), w.astype(dtype)
-    return _einsum("...ni,...io->...no", x, w), (x, w)
+    return _einsum("...ni,...io->...no", x, w, precision), (x, w)
 
 
 def _matmul_backward(
-    dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
+    precision: str, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, w = saved
-    gradient = lax.optimization_barrier(gradient.astype(dtype))
+    gradient = lax.optimization_barrier(gradient.astype(_dtype(precision)))
     # XLA on CPU multiplies by a transposed copy up to three times faster than by a transposed
     # view. The barrier and the other shape keep it from turning the copy back into a view.
     flat = lax.optimization_barrier(x.mT.reshape((*x.shape[:-2], -1)))
-    by_w = _einsum("...in,...no->...io", flat.reshape(x.mT.shape), gradient)
-    return _einsum("...no,...io->...ni", gradient, w), by_w
+    by_w = _einsum("...in,...no->...io", flat.reshape(x.mT.shape), gradient, precision)
+    return _einsum("...no,...io->...ni", gradient, w, precision), by_w
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
-_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+def _dtype(precision: str) -> DTypeLike:
+    return jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+
+
+def _einsum(indices: str, a: Array, b: Array, precision: str) -> Array:
+    # Named here, because JAX traces a backward pass outside of the caller's context.
+    name = "tensorfloat32" if precision == "tf32" else precision
+    return jnp.einsum(indices, a, b, precision=name, preferred_element_type=jnp.float32)

@@ -8,7 +8,6 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Key
 
-from mnist_flax.core import sharding
 from mnist_flax.core.config import Config
 from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax, default_conv_pool
 
@@ -36,17 +35,14 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "batch size size 1"]) -> Float[Array, "batch 10"]:
         """Maps images scaled to 0..1 to logits."""
-        # On CPU everything but the products of the convolutions is faster in float32.
-        half = self.precision == "bfloat16" and not sharding.on_cpu()
-        dtype = jnp.bfloat16 if half else jnp.float32
         conv_pool = self.conv_pool or default_conv_pool(self.precision)
-        x = images.astype(dtype)
+        x = images
         for index in range(NUM_BLOCKS):
-            x = ConvBlock(self.channels, dtype, conv_pool, name=f"Conv_{index}")(x)
+            x = ConvBlock(self.channels, conv_pool, name=f"Conv_{index}")(x)
         x = x.mean(axis=(1, 2))
         for features in (64, 32):
-            x = nn.relu(nn.Dense(features, dtype=dtype, kernel_init=GLOROT)(x))
-        return nn.Dense(NUM_CLASSES, dtype=dtype, kernel_init=GLOROT)(x).astype(jnp.float32)
+            x = nn.relu(nn.Dense(features, kernel_init=GLOROT)(x))
+        return nn.Dense(NUM_CLASSES, kernel_init=GLOROT)(x)
 
 
 class ConvBlock(nn.Module):
@@ -56,7 +52,6 @@ class ConvBlock(nn.Module):
     """
 
     features: int
-    dtype: jax.typing.DTypeLike
     conv_pool: ConvPool
 
     @nn.compact
@@ -66,8 +61,7 @@ class ConvBlock(nn.Module):
         """Applies the layer."""
         kernel = self.param("kernel", GLOROT, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        pooled = self.conv_pool(x, kernel.astype(self.dtype))
-        return nn.relu(pooled + bias.astype(self.dtype)[None, None, None])
+        return nn.relu(self.conv_pool(x, kernel) + bias[None, None, None])
 
 
 def init(key: Key[Array, ""], config: Config) -> Params:
@@ -93,7 +87,7 @@ def apply(
     channels = params["Conv_0"]["bias"].shape[-1]
     network = CNN(channels, precision, conv_pool)
     # By default JAX multiplies float32 matrices in TF32 or bfloat16 on accelerators.
-    with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else "float32"):
+    with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else precision):
         return network.apply({"params": params}, images[:, :size, :size])  # pyright: ignore[reportReturnType]
 
 

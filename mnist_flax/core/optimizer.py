@@ -50,6 +50,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.partition({"kernel": muon, "bias": adam(weight_decay=0.0)}, _partition_labels)
 
 
+@jax.default_matmul_precision("float32")
 def orthogonalize(update: Float32[Array, "*inputs out"]) -> Float32[Array, "*inputs out"]:
     """Brings all singular values of an update close to 1 and keeps its singular vectors.
 

@@ -85,7 +85,7 @@ def test_a_step_is_plain_adam_on_the_mean_loss(digits, key, decay):
 
 @pytest.mark.slow
 def test_the_accelerator_implementation_gives_the_same_gradients(digits, key, config, monkeypatch):
-    """It is XLA's convolution, and the batch is not divided into micro-batches."""
+    """A TPU's is XLA's convolution, and the batch is not divided into micro-batches."""
     params = with_biases(create(key, config).params)
     batch = first_batch(digits, 100)
     images = center_crop(batch["images"], config)
@@ -97,7 +97,7 @@ def test_the_accelerator_implementation_gives_the_same_gradients(digits, key, co
         return jax.jit(accumulate)(params, images, batch["labels"], batch["weights"])
 
     loss, gradients = loss_and_gradients()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert default_conv_pool() is conv_pool_lax
     other_loss, other_gradients = loss_and_gradients()
     np.testing.assert_allclose(loss, other_loss, rtol=1e-6)

@@ -50,6 +50,7 @@ def test_the_flag_decides_the_compiler_options(monkeypatch, config):
 def test_a_run_reports_that_the_processor_does_not_multiply_bfloat16(
     monkeypatch, tmp_path, config, processor, supported
 ):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(environment, "_describe_processor", lambda: processor)
     lines = []
     for precision in ("bfloat16", "float32"):
@@ -90,10 +91,11 @@ def test_only_changes_that_may_change_bits_are_reported():
 
 
 def test_settings_that_change_bits_are_part_of_the_environment(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     before = environment.current_environment()
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     monkeypatch.setenv("NPROC", "7")
-    with jax.default_matmul_precision("float32"), jax.disable_jit():
+    with jax.default_matmul_precision("bfloat16"), jax.disable_jit():
         changes = environment.diff_environments(before, environment.current_environment())
     names = [change.split(" was ")[0] for change in changes]
     assert names == ["cores", "matmul_precision", "jit", "XLA_FLAGS"]

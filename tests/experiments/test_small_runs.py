@@ -17,7 +17,7 @@ from experiments.benchmark.__main__ import time_to_target
 from experiments.benchmark.frameworks import FRAMEWORKS, PARAMETERS, Task
 from experiments.common import provenance
 from mnist_flax.core import model
-from mnist_flax.core.config import PRESETS
+from mnist_flax.core.config import PRESETS, Config
 from mnist_flax.data.dataset import Dataset
 from mnist_flax.run.command import parse
 from tests.conftest import ROOT
@@ -121,12 +121,17 @@ def test_frameworks_train_the_same_network(digits: Dataset, name):
 
 
 @pytest.mark.nightly
-def test_roofline_is_measured_and_stored(tmp_path):
-    run("roofline", "--dataset=digits", "--seeds=2", "--epochs=1", "--output", str(tmp_path))
+def test_roofline_is_measured_and_stored(tmp_path, digits):
+    flags = ("--dataset=digits", "--seeds=2", "--epochs=1", "--batch-size=50")
+    run("roofline", *flags, "--output", str(tmp_path))
     result = json.loads((tmp_path / "roofline_cpu_float32.json").read_text())
     (budget,) = result["budgets"]
     assert budget["n"] == len(budget["test_accuracy"]["per_seed"]) == 2
+    assert result["config"]["batch_size"] == 50
     assert 0 < result["machine_limits"]["compiled_arithmetic_of_best"] < 2
+    assert result["same_bits_again"] == {"default": True, "deterministic": True}
+    many = roofline.time_many_seeds(Config(dataset="digits"), digits, 2, 1000.0)
+    assert many["times_as_fast_as_one_after_the_other"] == many["images_per_second"] / 1000
 
 
 def test_plain_flops_equal_a_count_by_hand():

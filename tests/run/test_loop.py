@@ -347,8 +347,8 @@ def test_a_changed_environment_is_reported_or_refused(train, deterministic):
     config = dataclasses.replace(CONFIG, deterministic=deterministic)
     path = train(config=config, at={5: kill}).folder / "environment.json"
     original = json.loads(path.read_text())
-    path.write_text(json.dumps(original | {"jax": "0.9", "python": "3.10", "cores": 0}))
-    changes = f"jax was 0.9, now {original['jax']}; cores was 0, now {original['cores']}"
+    path.write_text(json.dumps(original | {"jax": "0.9", "python": "3.10", "jaxlib": "0.8"}))
+    changes = f"jax was 0.9, now {original['jax']}; jaxlib was 0.8, now {original['jaxlib']}"
     resumed = train(config=config)
     assert "python" not in f"{resumed.error} {resumed.lines}"
     if deterministic:
