@@ -4,11 +4,12 @@ python -m experiments.ablation
 
 Changes `reference` into `default` one step at a time, then removes or changes each part of
 `default` alone, then of `best` in a shorter run. The rows of a table share their seeds, so every
-difference is paired.
+difference is paired. `--tables around_default` measures one table and keeps the stored others.
 """
 
 import argparse
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,24 @@ def main() -> None:
     parser = make_parser(__doc__, seeds=10)
     parser.add_argument("--best-seeds", type=int, default=8)
     parser.add_argument("--best-epochs", type=int, default=10)
+    parser.add_argument("--tables", nargs="+", choices=TITLES, default=list(TITLES))
     options = parser.parse_args()
     seeds = f"--num-seeds {options.seeds}"
     best = f"--preset best --num-seeds {options.best_seeds} --epochs {options.best_epochs}"
-    tables = {
-        "path": measure(options, PATH, seeds, against="previous"),
-        "around_default": measure(options, AROUND_DEFAULT, seeds, against="first"),
-        "best_without": measure(options, WITHOUT_BEST, best, against="first"),
+    measure_table = {
+        "path": lambda: measure(options, PATH, seeds, against="previous"),
+        "around_default": lambda: measure(options, AROUND_DEFAULT, seeds, against="first"),
+        "best_without": lambda: measure(options, WITHOUT_BEST, best, against="first"),
     }
-    store("ablation", provenance() | tables, options.output)
+    path = options.output / "ablation.json"
+    tables = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.tables:
+        tables[name] = provenance() | {"rows": measure_table[name]()}
+        store("ablation", tables, options.output)
     draw(tables, options.output)
-    for name, rows in tables.items():
+    for name in options.tables:
         print(f"\n{TITLES[name]}\n")
-        for row in rows:
+        for row in tables[name]["rows"]:
             change = ""
             if "difference" in row:
                 low, high = (100 * end for end in row["difference"]["interval95_over_seeds"])
@@ -98,12 +104,14 @@ def measure(
     return rows
 
 
-def draw(tables: dict[str, list[Row]], folder: Path) -> None:
+def draw(tables: dict[str, dict[str, Any]], folder: Path) -> None:
     """Draws the seeds of each row, their mean and its 95 % interval."""
     figure = Figure(figsize=(11, 6.5), dpi=150, layout="constrained")
-    heights = [len(rows) for rows in tables.values()]
-    panels = figure.subplots(3, 1, gridspec_kw={"height_ratios": heights})
-    for axes, (name, rows) in zip(panels, tables.items(), strict=True):
+    heights = [len(table["rows"]) for table in tables.values()]
+    layout = {"height_ratios": heights}
+    panels = figure.subplots(len(tables), 1, squeeze=False, gridspec_kw=layout)[:, 0]
+    for axes, (name, table) in zip(panels, tables.items(), strict=True):
+        rows = table["rows"]
         for y, row in enumerate(rows):
             seeds = 100 * np.array(row["test_accuracy"]["per_seed"])
             low, high = (100 * end for end in row["test_accuracy"]["interval95"])

@@ -1,6 +1,8 @@
 """The pictures of accuracies, from predictions and from stored results."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -69,7 +71,20 @@ def test_the_ladder_shows_widths_presets_and_published_networks(tmp_path):
 def test_stored_results_are_drawn_again(experiment, tmp_path):
     name = experiment.__name__.rsplit(".", 1)[1]
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    if experiment is ablation:
-        result = {table: result[table] for table in ablation.TITLES}
     experiment.draw(result, tmp_path)
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_the_ablation_measures_one_table_and_keeps_the_others(tmp_path, monkeypatch):
+    path = tmp_path / "ablation.json"
+    shutil.copy(RESULTS / path.name, path)
+    stored = json.loads(path.read_text())
+    rows = stored["path"]["rows"][:2]
+    monkeypatch.setattr(ablation, "measure", lambda *_, **__: rows)
+    command = ["ablation", "--tables", "around_default", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    ablation.main()
+    result = json.loads(path.read_text())
+    assert result["around_default"]["rows"] == rows
+    assert result["around_default"]["command"].endswith(" ".join(command[1:]))
+    assert {**result, "around_default": None} == {**stored, "around_default": None}
