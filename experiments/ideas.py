@@ -54,6 +54,7 @@ class Idea:
     """The config's fields that make a teacher, which is trained first."""
 
 
+@jax.default_matmul_precision("float32")
 def normalized_logits(params: Params, images: Array) -> tuple[Array, Params]:
     """The logits with batch normalization before each ReLU, and parameters that contain it.
 
@@ -105,6 +106,7 @@ def make_distillation_loss(teacher: Params | None) -> Loss:
     return loss
 
 
+@jax.default_matmul_precision("float32")
 def whiten(params: Params, images: Array) -> Params:
     """Filters of the first layer whose responses are uncorrelated, and their negatives.
 
