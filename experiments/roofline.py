@@ -41,7 +41,7 @@ def main() -> None:
     parser = make_parser(__doc__, seeds=30)
     parser.add_argument("--name", help="of the result, without `roofline_`")
     options, flags = parser.parse_known_args()
-    config = plan(options, *flags).config
+    config = dataclasses.replace(plan(options, *flags).config, num_seeds=1)
     dataset = load_dataset(options.dataset)
     result = provenance() | {"environment": current_environment(), "budgets": []}
     result["config"] = dataclasses.asdict(config)

@@ -42,12 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
     package's in float32 too.
     """
     jax.config.update("jax_default_matmul_precision", "float32")
-    flags = "--xla_backend_optimization_level=0"
-    if jax.__version_info__ < (0, 11):  # later ones end the process over an unknown flag
-        flags += " --xla_cpu_use_fusion_emitters=false"
-    if config.option.markexpr in ("", "nightly"):
-        flags = ""
-    os.environ.setdefault("XLA_FLAGS", f"{flags} --xla_gpu_deterministic_ops=true".strip())
+    flags = ["--xla_gpu_deterministic_ops=true"]
+    if config.option.markexpr not in ("", "nightly"):
+        flags.append("--xla_backend_optimization_level=0")
+        if jax.__version_info__ < (0, 11):  # later ones end the process over an unknown flag
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,11 @@ def default_conv_pool(precision: str = "float32") -> ConvPool:
     return functools.partial(conv_pool_matmul, precision=precision)
 
 
+def jax_precision(precision: str) -> str:
+    """What JAX calls a `Config.precision`."""
+    return "tensorfloat32" if precision == "tf32" else precision
+
+
 def conv_pool_lax(x: Images, kernel: Kernel) -> Pooled:
     """XLA's own convolution, and four strided views of its output.
 
@@ -202,5 +207,5 @@ def _dtype(precision: str) -> DTypeLike:
 
 def _einsum(indices: str, a: Array, b: Array, precision: str) -> Array:
     # Named here, because JAX traces a backward pass outside of the caller's context.
-    name = "tensorfloat32" if precision == "tf32" else precision
+    name = jax_precision(precision)
     return jnp.einsum(indices, a, b, precision=name, preferred_element_type=jnp.float32)

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 from mnist_flax.core.config import Config
-from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax, default_conv_pool
+from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax, default_conv_pool, jax_precision
 
 # {layer: {"kernel": float32 array, "bias": float32 array}}
 Params: TypeAlias = dict[str, dict[str, Array]]
@@ -87,7 +87,7 @@ def apply(
     channels = params["Conv_0"]["bias"].shape[-1]
     network = CNN(channels, precision, conv_pool)
     # By default JAX multiplies float32 matrices in TF32 or bfloat16 on accelerators.
-    with jax.default_matmul_precision("tensorfloat32" if precision == "tf32" else precision):
+    with jax.default_matmul_precision(jax_precision(precision)):
         return network.apply({"params": params}, images[:, :size, :size])  # pyright: ignore[reportReturnType]
 
 

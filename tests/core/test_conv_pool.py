@@ -90,9 +90,9 @@ def test_pooling_drops_an_odd_last_row_and_column():
 @pytest.mark.skipif(not multiplies_bfloat16(), reason="the processor does not multiply bfloat16")
 def test_on_cpu_all_products_of_a_layer_are_in_bfloat16(key):
     """XLA silently multiplies in float32 where the layout of a factor is not the right one."""
-    x, kernel = jax.random.normal(key, (64, 10, 10, 64)), jax.random.normal(key, (3, 3, 64, 64))
     if jax.default_backend() != "cpu":
         pytest.skip("concerns CPUs")
+    x, kernel = jax.random.normal(key, (64, 10, 10, 64)), jax.random.normal(key, (3, 3, 64, 64))
     conv_pool = default_conv_pool("bfloat16")
     gradients = jax.jit(jax.grad(lambda *x: (conv_pool(*x) ** 2).sum(), argnums=(0, 1)))
     text = str(gradients.lower(x, kernel).compile().as_text())
@@ -140,16 +140,19 @@ def test_accelerator_programs_use_the_precision_and_no_scatter(
     step = jax.jit(lambda *x: train.train_step(*x, config=config))  # not traced before
     with jax.default_matmul_precision("default"):  # as JAX has it, unlike these tests
         text = step.trace(state, batch, key).lower(lowering_platforms=(platform,)).as_text()
-    found = {
-        name: {
-            tuple(re.findall("DEFAULT|HIGHEST|HIGH", line))
-            for line in text.splitlines()
-            if name in line
-        }
+    convolutions, products = (
+        [re.findall("DEFAULT|HIGHEST|HIGH", line) for line in text.splitlines() if name in line]
         for name in ("stablehlo.convolution", "stablehlo.dot_general")
-    }
-    own = {("HIGHEST", "HIGHEST")}  # of Muon and of the elastic distortion
-    assert found["stablehlo.convolution"] == ({(layers, layers)} if platform == "tpu" else set())
-    assert found["stablehlo.dot_general"] == own | {(layers, layers)}
+    )
+    # Forward and by the kernel in three layers, by the input in all but the first; of the first
+    # layer there are four products.
+    assert convolutions == (8 * [2 * [layers]] if platform == "tpu" else [])
+    number = 3 * 3 + (4 * 2 + 2 * 3 if platform == "cuda" else 0)
+    others = [product for product in products if product != 2 * [layers]]
+    if precision == "float32":
+        assert not others
+    else:
+        assert len(products) - len(others) == number
+        assert all(other == 2 * ["HIGHEST"] for other in others)  # Muon, elastic distortion
     assert ("xbf16" in text) == (precision == "bfloat16" and platform == "cuda")
     assert "select_and_scatter" not in text
