@@ -99,6 +99,8 @@ def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
     plain = [part for part in get_args(hint) if part not in (type(None), ...)] or [hint]
+    if get_origin(plain[0]) is Literal:
+        return _type_name(plain[0])
     return {Path: "path", bool: "flag"}.get(plain[0]) or plain[0].__name__
 
 

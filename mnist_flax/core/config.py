@@ -76,7 +76,7 @@ class Config:
     of each pixel's displacement, in pixels."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """How the factors of the layers' products are rounded; all else is float32. `tf32` and
-    `bfloat16` are faster on GPU and TPU. On CPU `tf32` changes nothing, and `bfloat16` concerns
+    `bfloat16` are meant for GPU and TPU. On CPU `tf32` changes nothing, and `bfloat16` concerns
     the convolutions, which are then faster with AVX512-BF16 or AMX."""
     deterministic: bool = False
     """Make a GPU give the same bits in each run, as a CPU does in any case. Slower; refused
