@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from experiments.common.provenance import make_parser, provenance, store
 from experiments.common.runs import train_seeds
 from mnist_flax.data.dataset import load_dataset
+from mnist_flax.engine.environment import current_environment
 from mnist_flax.engine.seed_stats import format_percent, seed_statistics
 from mnist_flax.engine.trained_model import load_trained
 
@@ -48,11 +49,15 @@ SHOWN = 10
 
 def main() -> None:
     """Trains, classifies, stores and draws."""
-    options = make_parser(__doc__, seeds=0).parse_args()
+    options = make_parser(__doc__, seeds=0, only_mnist=True).parse_args()
     images, labels = load_dataset(options.dataset).test
     predicted = {preset: classify(options, preset, images) for preset in SEEDS}
     result = count_errors(predicted, labels)
-    store("disputed_labels", provenance() | result, options.output)
+    store(
+        "disputed_labels",
+        provenance() | {"environment": current_environment()} | result,
+        options.output,
+    )
     draw(images, labels, predicted, result["most_disputed"], options.output)
     for preset, row in result["presets"].items():
         kept = format_percent(row["accuracy_without_rejected"])

@@ -184,9 +184,9 @@ def measure_confidence(
 ) -> list[dict[str, Any]]:
     """For each threshold, the share of each group whose probability is below it.
 
-    `digits` are the probabilities of digits that were read right, and those read wrong.
+    `digits` are the probabilities of the correct predictions, and of the others.
     """
-    groups = {"read right": digits[0], "read wrong": digits[1], **others}
+    groups = {"correct": digits[0], "misclassified": digits[1], **others}
     return [
         {"threshold": threshold}
         | {name: float((values < threshold).mean()) for name, values in groups.items()}
@@ -231,8 +231,8 @@ def main() -> None:
         shapes = [draw_no_digit(kind, rng) for _ in range(4 * options.per_digit)]
         others[kind] = classify(trained, shapes)[1]
     result["refused"] = {kind: float((values == 0).mean()) for kind, values in others.items()}
-    right_and_wrong = confidence[is_correct], confidence[~is_correct]
-    result["below_threshold"] = measure_confidence(right_and_wrong, others)
+    digits = confidence[is_correct], confidence[~is_correct]
+    result["below_threshold"] = measure_confidence(digits, others)
     path = store(options.name, provenance() | result, options.output)
     _plot(drawings, images, labels, predictions).savefig(options.output / f"{options.name}.png")
     print(f"accuracy {is_correct.mean():.2%} on {len(labels)} drawings; see {path}")

@@ -27,7 +27,11 @@ from mnist_flax.core.augment import augment, center_crop, to_float
 from mnist_flax.core.config import PRESETS, Config
 from mnist_flax.core.conv_pool import default_conv_pool
 from mnist_flax.data.dataset import Dataset, load_dataset
-from mnist_flax.engine.environment import current_environment, pinned_settings
+from mnist_flax.engine.environment import (
+    compiler_options,
+    current_environment,
+    pinned_settings,
+)
 from mnist_flax.engine.seed_stats import seed_statistics
 
 HELD_OUT = 1 / 6
@@ -154,7 +158,7 @@ def train_network(
     images, labels = map(jnp.asarray, dataset.train)
     loss = idea.make_loss(teacher)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options(False))
     def train_epoch(
         state: train.TrainState, order: Array, images: Array, labels: Array
     ) -> train.TrainState:
@@ -176,17 +180,22 @@ def train_network(
 
 
 def measure(options: argparse.Namespace, name: str, seed: int, dataset: Dataset) -> dict[str, Any]:
-    """The errors and the loss on the held-out images; of a finished training from its file."""
+    """The accuracy and the loss on the held-out images.
+
+    They are kept under the idea's name and configs: delete the file after any other change of it.
+    """
     idea, fields = IDEAS[name], {"validation_fraction": HELD_OUT, "seed": seed}
     changes = {"dataset": options.dataset, "epochs": options.epochs, **fields}
     recipe = dataclasses.replace(PRESETS[options.preset], **changes)
     config = dataclasses.replace(recipe, **idea.config)
-    path = options.runs / "ideas" / f"{short_digest(config)} {name}.json"
+    teacher_config = dataclasses.replace(recipe, **(idea.teacher or {}))
+    file = f"{short_digest(config)} {short_digest(teacher_config)} {name}.json"
+    path = options.runs / "ideas" / file
     if path.exists():
         return json.loads(path.read_text())
     teacher = None
     if idea.teacher:
-        teacher = train_network(dataclasses.replace(recipe, **idea.teacher), dataset, Idea())
+        teacher = train_network(teacher_config, dataset, Idea())
     params = train_network(config, dataset, idea, teacher)
     images, labels = dataset.validation
     logits = np.asarray(inference.predict_logits(params, jnp.asarray(images), config=config))
@@ -206,12 +215,12 @@ def main() -> None:
     options = parser.parse_args()
     dataset = load_dataset(options.dataset, validation_fraction=HELD_OUT)
     rows: dict[str, Any] = {}
-    for name in options.only:
+    for name in dict.fromkeys(["unchanged", *options.only]):
         scores = [measure(options, name, seed, dataset) for seed in range(options.seeds)]
         values = {key: [score[key] for score in scores] for key in ("accuracy", "loss")}
         row = rows[name] = {key: seed_statistics(value) for key, value in values.items()}
         for key, value in values.items():
-            pairs = zip(value, rows[options.only[0]][key]["per_seed"], strict=True)
+            pairs = zip(value, rows["unchanged"][key]["per_seed"], strict=True)
             row[f"{key}_difference"] = seed_statistics(a - b for a, b in pairs)
         change = row["accuracy_difference"]
         low, high = (100 * end for end in change["interval95"] or (np.nan, np.nan))

@@ -14,9 +14,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from experiments.common.provenance import make_parser, provenance, store
+from experiments.common.provenance import RESULTS, make_parser, provenance, store
 from experiments.common.runs import load_result, train
 from mnist_flax.core import config
+from mnist_flax.engine.environment import current_environment
 from mnist_flax.engine.seed_stats import format_percent
 from mnist_flax.engine.workdir import read_metrics
 
@@ -44,10 +45,11 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Trains, stores and draws."""
-    options = make_parser(__doc__, seeds=5).parse_args()
+    options = make_parser(__doc__, seeds=5, only_mnist=True).parse_args()
     result = {
+        "environment": current_environment(),
+        "presets": [read_preset(name) for name in PRESETS],
         "channels": [measure(options, channels) for channels in CHANNELS],
-        "presets": [read_preset(name, options.output) for name in PRESETS],
         "published": PUBLISHED,
     }
     store("ladder", provenance() | result, options.output)
@@ -66,9 +68,9 @@ def measure(options: argparse.Namespace, channels: int) -> Row:
     return make_row(f"{channels} channels", options.seeds, seconds, run)
 
 
-def read_preset(name: str, folder: Path) -> Row:
+def read_preset(name: str) -> Row:
     """A preset as `experiments.accuracy` has measured it."""
-    run = json.loads((folder / f"accuracy_{name}.json").read_text())
+    run = json.loads((RESULTS / f"accuracy_{name}.json").read_text())
     networks = config.PRESETS[name].num_seeds
     seconds = run["seconds_per_epoch_and_seed"] * run["epochs"] * networks
     return make_row(name, run["n"], seconds, run)
@@ -80,7 +82,7 @@ def make_row(name: str, n: int, seconds: float, run: dict[str, Any]) -> Row:
     return {"name": name, **values, "accuracy": run["test_accuracy"]}
 
 
-def draw(result: dict[str, list[Row]], folder: Path) -> None:
+def draw(result: dict[str, Any], folder: Path) -> None:
     """Draws the test error against the parameters and against the seconds of training."""
     figure = Figure(figsize=(10, 4.4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

@@ -106,7 +106,6 @@ def measure(seeds: int, batch_size: int) -> dict[str, Any]:
     return {
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "environment": current_environment(),
         "mesh": dict(sharding.device_mesh(seeds).shape),
         "config": dataclasses.asdict(config),
         "gradient_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)) // seeds,
@@ -173,9 +172,7 @@ def main() -> None:
             "| {mesh[seed]} x {mesh[data]} | {gradient_bytes:,} B | {total:,} B "
             "| {largest_loss_difference:.1e} |".format(total=total, **row)
         )
-    # The first one is of one device; each row has its number of devices.
-    environments = [row.pop("environment") for row in rows]
-    result = {"environment": environments[0], "steps": STEPS, "rows": rows}
+    result = {"environment": current_environment(), "steps": STEPS, "rows": rows}
     print(store("multi_device", provenance() | result, options.output))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from experiments.common.provenance import make_parser, provenance, store
+from experiments.common.provenance import RUNS, make_parser, provenance, store
 from experiments.common.runs import load_result, train
 from mnist_flax.engine.files import read_json
 from mnist_flax.engine.trained_model import PRETRAINED, load_trained
@@ -24,11 +24,10 @@ TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 
 def main() -> None:
     """Trains and writes."""
-    parser = make_parser(__doc__, seeds=1)
-    parser.set_defaults(output=PRETRAINED)
-    parser.add_argument("--preset", default="best", help="the recipe (default: best)")
+    parser = make_parser(__doc__)
+    parser.set_defaults(output=PRETRAINED, dataset="mnist", runs=RUNS)
     options = parser.parse_args()
-    workdir = train(options, "--preset", options.preset)
+    workdir = train(options, "--preset", "best")
     card = make_card(workdir, options.output)
     store("mnist", card, options.output)
     template = jinja2.Template(

@@ -2,10 +2,11 @@
 
 python -m experiments.roofline --seeds 30 --precision tf32
 
-For CPU, GPU and TPU alike, with the flags of `mnist_flax.run`. Trains many seeds for 1, 2, ...
-epochs, without the time to compile, until the mean test accuracy reaches 99 %. Compares the
-arithmetic and the memory traffic of a step with a large matrix product and a large copy on the
-same device, 64 networks in one program with one after the other, and the bits of two trainings.
+For CPU, GPU and TPU alike, and with any config: the flags are those of `mnist_flax.run`. Trains
+many seeds for 1, 2, ... epochs, without the time to compile, until the mean test accuracy reaches
+99 %. Compares the arithmetic and the memory traffic of a step with a large matrix product and a
+large copy on the same device, 64 networks in one program with one after the other, and the bits of
+two trainings.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from experiments.common.provenance import make_parser, provenance, store
 from experiments.common.runs import plan
 from mnist_flax.core import model, sharding
 from mnist_flax.core.config import Config
+from mnist_flax.core.conv_pool import jax_precision
 from mnist_flax.core.train import TrainState, create_state, train_step
 from mnist_flax.data.dataset import Dataset, load_dataset
 from mnist_flax.engine.checkpoint import tree_sha256
@@ -39,20 +41,21 @@ MANY = 64
 def main() -> None:
     """Runs all measurements and stores them."""
     parser = make_parser(__doc__, seeds=30)
+    parser.allow_abbrev = False  # `--seed` is one of the other flags
     parser.add_argument("--name", help="of the result, without `roofline_`")
     options, flags = parser.parse_known_args()
     config = dataclasses.replace(plan(options, *flags).config, num_seeds=1)
     dataset = load_dataset(options.dataset)
-    result = provenance() | {"environment": current_environment(), "budgets": []}
+    result = provenance() | {"environment": current_environment(), "trainings": []}
     result["config"] = dataclasses.asdict(config)
     for epochs in range(1, config.epochs + 1):
-        budget = time_training(dataclasses.replace(config, epochs=epochs), dataset, options.seeds)
-        result["budgets"].append(budget)
-        accuracy, seconds = budget["test_accuracy"], budget["seconds"]
+        row = time_training(dataclasses.replace(config, epochs=epochs), dataset, options.seeds)
+        result["trainings"].append(row)
+        accuracy, seconds = row["test_accuracy"], row["seconds"]
         print(f"{epochs} epochs: {accuracy['mean']:.2%} in {seconds['median']:.3f} s", flush=True)
         if accuracy["mean"] >= TARGET:
             break
-    fastest = max(budget["images_per_second"] for budget in result["budgets"])
+    fastest = max(row["images_per_second"] for row in result["trainings"])
     result["machine_limits"] = compare_with_limits(config, fastest)
     if not sharding.on_cpu():  # which takes them one after the other
         result["many_seeds"] = time_many_seeds(config, dataset, MANY, fastest)
@@ -118,7 +121,7 @@ def time_many_seeds(
 
 
 def digest(config: Config, dataset: Dataset) -> str:
-    """A hash of the parameters after an epoch, by programs that are compiled anew."""
+    """A hash of the parameters after an epoch, by newly compiled programs."""
     return tree_sha256(train(compile_training(dataset, dataclasses.replace(config, epochs=1))))
 
 
@@ -129,12 +132,12 @@ def compare_with_limits(config: Config, images_per_second: float) -> dict[str, A
     batch = min(config.batch_size, sharding.CPU_MICRO_BATCH) if on_cpu else config.batch_size
     costs = step_costs(dataclasses.replace(config, batch_size=batch))
     flops, traffic = (costs[name] / batch for name in ("flops", "bytes accessed"))
-    plain = plain_flops(config.input_size)
+    plain = plain_flops(config)
     # Operations of a large matrix product.
     side = 2048 if on_cpu else 8192
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
     matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
-    with jax.default_matmul_precision("tensorfloat32" if config.precision == "tf32" else "float32"):
+    with jax.default_matmul_precision(jax_precision(config.precision)):
         product = 2 * side**3 / best_seconds(jax.jit(lambda a: a @ a), matrix)
     # Bytes, read and written, of updates of a large array in place.
     array, repeats = jnp.zeros(2**24 if on_cpu else 2**28, jnp.float32), 8
@@ -147,10 +150,10 @@ def compare_with_limits(config: Config, images_per_second: float) -> dict[str, A
         "compiled_bytes_per_image": traffic,
         "flops_per_second_of_a_large_product": product,
         "bytes_per_second_of_a_large_copy": copy,
-        "plain_arithmetic_of_best": plain * images_per_second / product,
-        "compiled_arithmetic_of_best": flops * images_per_second / product,
+        "plain_arithmetic_share_of_limit": plain * images_per_second / product,
+        "compiled_arithmetic_share_of_limit": flops * images_per_second / product,
         # Caches serve much of it, so this may exceed 1.
-        "compiled_traffic_of_best": traffic * images_per_second / copy,
+        "compiled_traffic_share_of_limit": traffic * images_per_second / copy,
     }
 
 
@@ -168,18 +171,18 @@ def step_costs(config: Config) -> dict[str, float]:
     return costs
 
 
-def plain_flops(size: int) -> int:
+def plain_flops(config: Config) -> int:
     """Multiplications and additions for an image, forward and backward, by direct convolution.
 
     Only outputs that are used count. The backward pass costs as much again for the kernels, and
     for the inputs, except those of the first layer.
     """
-    side, channels, total = model.visible_size(size), 1, 0
+    side, channels, total = model.visible_size(config.input_size), 1, 0
     for block in range(model.NUM_BLOCKS):
-        products = (side - 2) ** 2 * 9 * channels * 64
+        products = (side - 2) ** 2 * 9 * channels * config.channels
         total += 2 * products * (2 if block == 0 else 3)
-        side, channels = (side - 2) // 2, 64
-    for inputs, outputs in ((64, 64), (64, 32), (32, 10)):
+        side, channels = (side - 2) // 2, config.channels
+    for inputs, outputs in ((channels, 64), (64, 32), (32, 10)):
         total += 2 * inputs * outputs * 3
     return total
 

@@ -22,7 +22,7 @@ from mnist_flax.engine.seed_stats import seed_statistics
 from mnist_flax.run.compilation import compile_training
 
 TUTORIAL = {"test_accuracy": 0.9838, "test_loss": 0.0569}
-LABELS = {"paper": "pixels / 255, 60,000 images", "notebook": "unit columns, 42,000 images"}
+LABELS = {"reference": "pixels / 255, 60,000 images", "notebook": "unit columns, 42,000 images"}
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     options = make_parser(__doc__, seeds=20).parse_args()
     run = load_result(train(options, "--preset=reference", f"--num-seeds={options.seeds}"))
     scores = {
-        "paper": {name: run[name]["per_seed"] for name in TUTORIAL},
+        "reference": {name: run[name]["per_seed"] for name in TUTORIAL},
         "notebook": train_notebook_variant(options.dataset, options.seeds),
     }
     variants = {

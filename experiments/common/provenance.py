@@ -1,6 +1,7 @@
 """How results are stored, and what each of them says about its origin."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -11,11 +12,17 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from mnist_flax.core.config import DATASET_SIZES
+
 RESULTS = Path(__file__).parents[1] / "results"
 ROOT = RESULTS.parents[1]
+RUNS = ROOT / "runs"  # git ignores it
+WRITTEN = (":!experiments/results", ":!mnist_flax/pretrained")  # by experiments
 
 
-def make_parser(description: str | None, seeds: int | None = None) -> argparse.ArgumentParser:
+def make_parser(
+    description: str | None, seeds: int | None = None, only_mnist: bool = False
+) -> argparse.ArgumentParser:
     """A parser with the option of all experiments, and with `seeds` those of `common.runs`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {_main_module()}",
@@ -24,10 +31,10 @@ def make_parser(description: str | None, seeds: int | None = None) -> argparse.A
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the result")
     if seeds is not None:
-        parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds, from 0")
-        parser.add_argument("--dataset", default="mnist")
-        text = "folder for the workdirs"  # git ignores the default
-        parser.add_argument("--runs", type=Path, default=ROOT / "runs", help=text)
+        parser.add_argument("--seeds", type=_seeds, default=seeds, help="number of seeds, from 0")
+        parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the workdirs")
+        datasets = ["mnist"] if only_mnist else DATASET_SIZES
+        parser.add_argument("--dataset", choices=datasets, default="mnist")
     return parser
 
 
@@ -41,12 +48,12 @@ def store(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
 
 def provenance() -> dict[str, Any]:
     """The command of this process, the commit, the date and the machine."""
-    changed = _git("status", "--porcelain", "--untracked-files=no", ".", ":!experiments/results")
+    changed = _git("status", "--porcelain", "--untracked-files=no", ".", *WRITTEN)
     cpuinfo, has_affinity = Path("/proc/cpuinfo"), hasattr(os, "sched_getaffinity")
     names = cpuinfo.read_text().split("model name")[1:] if cpuinfo.exists() else []
     return {
         "command": shlex.join(["python", "-m", _main_module(), *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD") + ("-dirty" if changed else ""),
+        "commit": (_git("rev-parse", "HEAD") or "unknown") + ("-dirty" if changed else ""),
         "date": date.today().isoformat(),
         "machine": {
             "platform": platform.platform(),
@@ -56,6 +63,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def _seeds(text: str) -> int:
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError("at least 2, for a spread")
+    return int(text)
+
+
 def _main_module() -> str:
     """The module that `python -m` has started."""
     spec = sys.modules["__main__"].__spec__
@@ -63,5 +76,8 @@ def _main_module() -> str:
 
 
 def _git(*arguments: str) -> str:
+    """Empty where there is no repository, or no git."""
     command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""

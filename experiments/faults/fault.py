@@ -20,6 +20,7 @@ Attempts = Callable[[Path, int, int], Iterator[Outcome]]
 
 EPOCHS = 6
 DIGITS = ("--dataset", "digits", "--epochs", str(EPOCHS), "--batch-size", "128")
+ARGUMENTS = (*DIGITS, "--no-report")
 TIMEOUT = 600  # seconds
 
 

@@ -136,20 +136,19 @@ def interrupted(workdir: Path, number: int, rng: random.Random) -> Outcome:
 
 def started_twice(workdir: Path, number: int, rng: random.Random) -> Outcome:
     """A second process beside the first, or, in every other try, after that was killed."""
-    arguments = (*DIGITS, "--no-report")
-    baseline(*arguments)
-    first = fault.start(workdir, *arguments)
+    baseline(*fault.ARGUMENTS)
+    first = fault.start(workdir, *fault.ARGUMENTS)
     wait_until(first, (workdir / "config.json").exists)
     if number % 2:
         first.kill()
         fault.finish(first)
-        return resume(workdir, *arguments)
-    code, _, errors = fault.train(workdir, *arguments)
+        return resume(workdir, *fault.ARGUMENTS)
+    code, _, errors = fault.train(workdir, *fault.ARGUMENTS)
     first_errors = fault.finish(first)[2]
     holder = f"in use by process {first.pid} on {socket.gethostname()}"
     if code != 2 or holder not in errors or errors.count("\n") != 1:
         return f"the second ended with code {code}: {errors[-300:]}"
-    return first_errors or fault.compare(workdir, *arguments)
+    return first_errors or fault.compare(workdir, *fault.ARGUMENTS)
 
 
 # glibc then returns freed memory at once; otherwise it sometimes keeps 200 MiB, which hides a leak

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.faults import fault, kills
-from experiments.faults.fault import DIGITS, Fault, Outcome
+from experiments.faults.fault import ARGUMENTS, Fault, Outcome
 from experiments.faults.system_calls import library, loading_library
-
-ARGUMENTS = (*DIGITS, "--no-report")
 
 
 @dataclasses.dataclass(eq=False)

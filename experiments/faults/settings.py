@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.faults import fault, storage
-from experiments.faults.fault import Fault, Outcome, check_refusal
-from experiments.faults.storage import ARGUMENTS, first_of
+from experiments.faults.fault import ARGUMENTS, Fault, Outcome, check_refusal
+from experiments.faults.storage import first_of
 
 # What a user may have set for another program, and what must not matter.
 HARMLESS = (

@@ -13,14 +13,13 @@ import jax
 
 from experiments.common.provenance import ROOT
 from experiments.faults import datasets, fault
-from experiments.faults.fault import DIGITS, Attempts, Fault, Outcome, check_refusal, repeated
+from experiments.faults.fault import ARGUMENTS, Attempts, Fault, Outcome, check_refusal, repeated
 from experiments.faults.network import NEVER
 from mnist_flax.core import train
 from mnist_flax.core.config import Config, UserError
 from mnist_flax.engine.checkpoint import CheckpointManager, load_params, tree_sha256
 from mnist_flax.engine.workdir import lock_workdir
 
-ARGUMENTS = (*DIGITS, "--no-report")
 DAMAGES = ("truncate", "empty", "flip", "delete", "foreign")  # the last one: another step's
 
 
@@ -235,7 +234,7 @@ def damaged_programs(workdir: Path, number: int, rng: random.Random) -> Outcome:
         problem = errors if code else fault.compare(workdir, *ARGUMENTS)
         if problem:
             return f"{file.name}, {kind}: {problem[-300:]}"
-    return errors[-300:] or None  # the second run had nothing to tell
+    return errors[-300:] or None  # the second run reports nothing
 
 
 def first_of(outcomes: Callable[[Path], Iterator[Outcome]]) -> Attempts:

@@ -11,9 +11,7 @@ import tempfile
 from pathlib import Path
 
 from experiments.faults import fault
-from experiments.faults.fault import DIGITS, Fault, Outcome, check_refusal, repeated
-
-ARGUMENTS = (*DIGITS, "--no-report")
+from experiments.faults.fault import ARGUMENTS, Fault, Outcome, check_refusal, repeated
 
 CALLS = {
     "write": (errno.EIO, errno.ENOSPC),
@@ -48,7 +46,7 @@ def loading_library(**settings: object) -> list[str]:
 
 
 def failing_call(workdir: Path, number: int, rng: random.Random) -> Outcome:
-    """One call fails: the run ends in one line or goes on, and resumes to the same result."""
+    """One call fails: the run ends in one line or continues, and resumes to the same result."""
     name = list(CALLS)[number % len(CALLS)]
     error, call = rng.choice(CALLS[name]), rng.choice((1, 2, 3, 5, 8, 13, 21, 34))
     fault.baseline(*ARGUMENTS)
