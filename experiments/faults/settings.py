@@ -15,12 +15,12 @@ HARMLESS = (
     "JAX_THREEFRY_PARTITIONABLE=0",
     "JAX_RANDOM_SEED_OFFSET=1",
     "JAX_DEBUG_NANS=1",
+    "JAX_DEFAULT_MATMUL_PRECISION=bfloat16",
 )
 # What changes bits is reported by this name, and refused with --deterministic.
 REPORTED = {
     "NPROC=1": "cores",
     "XLA_FLAGS=--xla_cpu_enable_fast_math=true": "XLA_FLAGS",
-    "JAX_DEFAULT_MATMUL_PRECISION=bfloat16": "matmul_precision",
 }
 NO_DEVICE = ("JAX_PLATFORMS=cuda", "JAX_PLATFORMS=cpuu")
 

@@ -33,9 +33,9 @@ def augment(
 ) -> UInt8[Array, "batch size size 1"]:
     """The center crop of each image, shifted, rotated, zoomed, sheared and distorted at random.
 
-    Each image is transformed independently, uniformly within the limits of the config (elastic
-    distortions: normally distributed). Pixels outside the image are black. With all limits at 0
-    this is exactly `center_crop`.
+    Each image is transformed independently, uniformly within the limits of the config (a zoom's
+    logarithm is uniform, elastic distortions are normally distributed). Pixels outside the image
+    are black. With all limits at 0 this is exactly `center_crop`.
     """
     if config.rotation_degrees or config.zoom or config.shear or config.elastic_pixels:
         return _affine_elastic(key, images, config)

@@ -76,7 +76,7 @@ def conv_pool_lax(x: Images, kernel: Kernel) -> Pooled:
 
 
 def conv_pool_matmul(x: Images, kernel: Kernel, precision: str = "float32") -> Pooled:
-    """The convolution as matrix products over patches, in float32.
+    """The convolution as matrix products over patches, which are added up in float32.
 
     XLA's own gradients of a convolution are many times slower inside a loop on CPU. On GPU, where
     the convolutions are cuDNN's, those of many seeds would be computed one after the other. With
@@ -106,8 +106,8 @@ def _im2col(x: Images, kernel: Kernel, precision: str) -> Pooled:
 def _winograd(x: Images, kernel: Kernel, precision: str) -> Pooled:
     """Winograd's algorithm along the rows, patches along the columns.
 
-    Exact to about 3e-6 of the largest output. Where the exact output is 0 (an empty region while
-    the biases are still 0), rounding decides whether a ReLU passes a gradient.
+    In float32, exact to about 3e-6 of the largest output. Where the exact output is 0 (an empty
+    region while the biases are still 0), rounding decides whether a ReLU passes a gradient.
     """
     height, width = _pooled_extent(x)
     tile = 4 if height % 4 == 0 else 2

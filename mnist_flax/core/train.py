@@ -113,10 +113,10 @@ def train_step(
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
 def train_steps(
     state: TrainState,
-    images: UInt8[Array, "N 28 28 1"],
-    labels: Int32[Array, " N"],
     order: Int32[Array, "steps batch"],
     key: Key[Array, ""],
+    images: UInt8[Array, "N 28 28 1"],
+    labels: Int32[Array, " N"],
     num_steps: Int32[Array, ""],
     config: Config,
 ) -> TrainState:

@@ -1,4 +1,4 @@
-"""Files and the network to arrays."""
+"""Files and the internet to arrays."""
 
 import numpy as np
 

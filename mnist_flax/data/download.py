@@ -1,4 +1,4 @@
-"""Original files from the network: every download ends, and only verified files are kept."""
+"""Original files from the internet: every download ends, and only verified files are kept."""
 
 import contextlib
 import errno
@@ -30,7 +30,11 @@ class DataUnavailable(UserError):
 
 def data_root(data_dir: Path | None) -> Path:
     """`data_dir`, or the default that TFDS documents."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError("there is no home folder for the data; use --data-dir") from error
 
 
 def original_files(dataset: str, root: Path) -> "Pooch":

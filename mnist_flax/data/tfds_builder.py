@@ -21,7 +21,7 @@ Examples = Iterator[tuple[int, dict[str, Image.Image | int]]]
 
 
 class _Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
-    """TFDS's builder, without TensorFlow and without the network."""
+    """TFDS's builder, without TensorFlow and without a download."""
 
     def __init__(self, splits: Mapping[str, Arrays], **arguments: Any):
         self.splits = splits
@@ -29,7 +29,7 @@ class _Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         info = super()._info()
-        # It would look for more on the network, and leave an empty temporary folder behind.
+        # It would look for more on the internet, and leave an empty temporary folder behind.
         info.initialize_from_bucket = lambda: None
         return info
 

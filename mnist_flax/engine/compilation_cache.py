@@ -1,6 +1,6 @@
 """JAX's cache of compiled programs, checked.
 
-JAX takes an entry for the program that its name stands for, whatever became of its content.
+JAX does not notice a damaged entry.
 """
 
 import atexit
@@ -20,7 +20,10 @@ def enable() -> None:
 
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        try:
+            home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        except RuntimeError:  # there is no home folder, so each run compiles anew
+            return
         # JAX's key ignores the processor, but machines may share a home folder.
         folder = str(home / "mnist_flax" / processor_fingerprint())
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -32,7 +35,7 @@ def enable() -> None:
 def check(folder: Path) -> None:
     """Removes entries that are not as they were written, so that JAX compiles these programs again.
 
-    What this process adds is known from its end on.
+    Entries that this process adds are recorded when it exits.
     """
     known = _read_digests(folder)
     for path in folder.glob("*-cache"):

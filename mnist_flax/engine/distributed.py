@@ -59,7 +59,7 @@ def _check_arguments(address: str | None, count: int | None, index: int | None) 
     if address is None or count is None or index is None:
         raise UserError("--coordinator-address, --num-processes and --process-id go together")
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator-address must be HOST:PORT, but is {address!r}")
     if not 0 <= index < count:
         limits = f"from 0 to below --num-processes {count}"

@@ -42,16 +42,22 @@ def current_environment() -> Environment:
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **(_cuda_packages() if jax.default_backend() == "gpu" else {}),
         "backend": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "cores": int(chosen) if chosen.isdecimal() else cores,
         "processor": processor_fingerprint(),
-        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
         "jit": not jax.config.values["jax_disable_jit"],
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def _cuda_packages() -> dict[str, str]:
+    """NVIDIA's libraries, as far as they come from PyPI."""
+    installed = importlib.metadata.distributions()
+    return {x.name: x.version for x in installed if x.name.startswith("nvidia-")}
 
 
 @contextlib.contextmanager

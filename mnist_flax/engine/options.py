@@ -64,6 +64,9 @@ def parse_options(
 
     Raises a UserError if it is not valid, or SystemExit with code 0 after printing the help.
     """
+    for flag, value in itertools.pairwise([*argv, "end"]):
+        if flag.startswith("--") and (not value or flag.endswith("=")):  # a path would be "."
+            raise UserError(f"{flag.rstrip('=')} has an empty value; see {prog} --help")
     start: Any = tyro.MISSING_NONPROP if default is None else default
     message = io.StringIO()
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
@@ -75,7 +78,7 @@ def parse_options(
     except SystemExit as error:
         if not error.code:
             raise
-        summary = _summarize_message(message.getvalue(), kind)
+        summary = _summarize_message(message.getvalue(), kind, argv)
         raise UserError(f"{summary}; see {prog} --help") from error
     return _expand_paths(options)
 
@@ -146,7 +149,7 @@ def _expand_paths(options: Any) -> Any:
     return dataclasses.replace(options, **paths)
 
 
-def _summarize_message(message: str, kind: type) -> str:
+def _summarize_message(message: str, kind: type, argv: Sequence[str]) -> str:
     """The first paragraph of tyro's framed message in one line, with what was perhaps meant."""
     paragraphs = [""]
     for line in message.splitlines():
@@ -165,6 +168,7 @@ def _summarize_message(message: str, kind: type) -> str:
             return f"{wrong_number[1]} must be {KINDS[metavar[0]]}, but is {wrong_number[2]!r}"
     unknown = re.match(r"Unrecognized options: ([^,]*)", summary)
     hint = _suggest(unknown[1], kind) if unknown else None
+    hint = None if hint and hint.split()[0] in argv else hint
     return f"{summary} (perhaps you meant {hint}?)" if hint else summary
 
 

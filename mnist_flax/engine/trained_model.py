@@ -80,11 +80,12 @@ class TrainedModel:
     def logits(self, images: np.ndarray) -> np.ndarray:
         """The logits of each network for uint8 images [N, 28, 28, 1]: float32 [seeds, N, 10].
 
-        They have the same bits as in the run, which evaluates with the same program.
+        Those of a whole split have the same bits as in the run, which evaluates with the same
+        program; those of few images may have other last bits.
         """
         count = len(images)
-        # Padded to a power of two, so that small batches share nine programs.
-        size = 1 << max(count - 1, 0).bit_length() if count < inference.BATCH else count
+        # Padded to a power of two or one whole batch, so that few images share nine programs.
+        size = max(count, min(1 << max(count - 1, 0).bit_length(), inference.BATCH))
         padded = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
         logits = np.asarray(self._predict(padded))
         return logits.reshape((self.config.num_seeds, size, model.NUM_CLASSES))[:, :count]

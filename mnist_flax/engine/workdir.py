@@ -165,12 +165,18 @@ def refuse_links(folder: Path) -> None:
     """Raises a UserError if there is a symbolic link in a workdir: its files may lie elsewhere."""
     links = [path for path in folder.rglob("*") if path.is_symlink()]
     if links:
-        raise UserError(f"{links[0]} is a link, which a workdir must not contain; remove it")
+        raise UserError(
+            f"{links[0]} is a link, which a workdir must not contain; use another --workdir"
+        )
 
 
 @run_on_primary
 def initialize_workdir(folder: Path, config: Config, environment: Environment) -> Environment:
-    """Stores config and environment of a new run; returns the environment the run began in."""
+    """Stores config and environment of a new run; returns the environment the run began in.
+
+    Raises a UserError if the run there has another config.
+    """
+    resolve_config(folder, config)
     stored = files.read_json(folder / ENVIRONMENT, Environment)
     if stored is None:
         files.write_json(folder / ENVIRONMENT, environment)

@@ -86,16 +86,10 @@ def compile_training(dataset: Dataset, config: Config) -> CompiledTraining:
         held_out["validation"] = (put(dataset.validation[0]), dataset.validation[1])
 
     map_over_seeds = functools.partial(multi_seed.map_over_seeds, config=config, mesh=mesh)
-    create = map_over_seeds(lambda key: train.create_state(key, config), 1)
-    order = map_over_seeds(lambda key, epoch: batches.epoch_order(key, epoch, config), 1)
-    steps = map_over_seeds(
-        lambda state, order, key, images, labels, num_steps: train.train_steps(
-            state, images, labels, order, key, num_steps, config
-        ),
-        3,
-        donate=(0,),
-    )
-    predict = map_over_seeds(lambda params, x: inference.predict_logits(params, x, config), 1)
+    create = map_over_seeds(functools.partial(train.create_state, config=config), 1)
+    order = map_over_seeds(functools.partial(batches.epoch_order, config=config), 1)
+    steps = map_over_seeds(functools.partial(train.train_steps, config=config), 3, donate=(0,))
+    predict = map_over_seeds(functools.partial(inference.predict_logits, config=config), 1)
 
     # One program at a time, because the compiler uses all cores; others are traced meanwhile.
     compiler = ThreadPoolExecutor(max_workers=1)
@@ -146,8 +140,9 @@ def _require_memory(train_steps: stages.Compiled, config: Config) -> None:
 
 
 def _free_memory() -> int:
-    """Available main memory in bytes, also inside a container with a limit."""
+    """Available main memory in bytes; in a container, what its limit leaves to this process."""
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
     free = psutil.virtual_memory().available
-    return free if text == "max" else min(free, int(text))
+    used = psutil.Process().memory_info().rss
+    return free if text == "max" else min(free, int(text) - used)

@@ -28,9 +28,16 @@ def console() -> "Console":
     """The output of all lines of a run, which keeps them apart from the live line."""
     from rich.console import Console
 
+    class QuietConsole(Console):
+        def on_broken_pipe(self) -> None:
+            try:
+                super().on_broken_pipe()
+            except SystemExit:  # with 1; `cli` lists the codes of all commands
+                raise SystemExit(141) from None
+
     # A notebook sets FORCE_COLOR, which rich takes for a terminal.
     is_terminal = sys.stdout.isatty()
-    return Console(
+    return QuietConsole(
         force_jupyter=False,
         force_terminal=is_terminal,
         highlight=False,

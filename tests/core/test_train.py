@@ -114,7 +114,7 @@ def take_steps(config, dataset, key, state, *counts):
     arrays = [array[: config.train_examples] for array in to_device(dataset.train)]
     for count in counts:
         order = batches.epoch_order(key, state.step // config.steps_per_epoch, config)
-        state = train.train_steps(state, *arrays, order, key, jnp.int32(count), config=config)
+        state = train.train_steps(state, order, key, *arrays, jnp.int32(count), config=config)
     return state
 
 

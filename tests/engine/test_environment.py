@@ -55,7 +55,8 @@ def test_a_run_reports_that_the_processor_does_not_multiply_bfloat16(
     lines = []
     for precision in ("bfloat16", "float32"):
         changed = dataclasses.replace(config, precision=precision)
-        experiment._check_environment(tmp_path, changed, lines.append)
+        (tmp_path / precision).mkdir()
+        experiment._check_environment(tmp_path / precision, changed, lines.append)
     note = "NOTE: this processor does not multiply bfloat16; --precision float32 is faster here"
     assert lines == ([] if supported else [note])
 
@@ -95,12 +96,21 @@ def test_settings_that_change_bits_are_part_of_the_environment(monkeypatch):
     before = environment.current_environment()
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     monkeypatch.setenv("NPROC", "7")
-    with jax.default_matmul_precision("bfloat16"), jax.disable_jit():
+    with jax.disable_jit():
         changes = environment.diff_environments(before, environment.current_environment())
     names = [change.split(" was ")[0] for change in changes]
-    assert names == ["cores", "matmul_precision", "jit", "XLA_FLAGS"]
+    assert names == ["cores", "jit", "XLA_FLAGS"]
     assert "cores was" in changes[0]
     assert "now 7" in changes[0]
+
+
+def test_on_gpu_the_environment_has_the_versions_of_cuda(monkeypatch, tmp_path):
+    (tmp_path / "nvidia_cublas-13.1.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: nvidia-cublas\nVersion: 13.1\n"
+    (tmp_path / "nvidia_cublas-13.1.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert environment.current_environment()["nvidia-cublas"] == "13.1"
 
 
 def test_the_flag_is_part_of_the_config():

@@ -53,6 +53,9 @@ def test_help_shows_a_text_as_one_paragraph(capsys, monkeypatch):
         (["--seed", "1.5"], "--seed must be a whole number, but is '1.5'; see"),
         (["--learning-rate", "x"], "--learning-rate must be a number, but is 'x'; see"),
         (["--num-processes", "x"], "--num-processes must be a whole number, but is 'x'; see"),
+        (["--workdir", "w", "--deterministic", "False"], "Unrecognized options: False; see"),
+        (["--workdir", ""], "--workdir has an empty value; see"),
+        (["--workdir=", "--deterministic"], "--workdir has an empty value; see"),
     ],
 )
 def test_mistakes_get_a_hint_in_plain_words(arguments, message):

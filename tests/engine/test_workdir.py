@@ -46,6 +46,8 @@ def test_a_resumed_run_keeps_its_config_and_its_first_environment(tmp_path):
     assert workdir.initialize_workdir(tmp_path, config, {"jax": "1"}) == {"jax": "1"}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert workdir.initialize_workdir(tmp_path, config, {"jax": "2"}) == {"jax": "1"}
+    with pytest.raises(UserError, match="holds a run with another config"):
+        workdir.initialize_workdir(tmp_path, Config(seed=1), {"jax": "1"})
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     assert workdir.read_config(tmp_path) == config
 

@@ -168,6 +168,7 @@ def test_an_error_of_the_primary_process_ends_both_and_is_reported_once(small_ru
         (("localhost", 2, 0), "must be HOST:PORT, but is 'localhost'"),
         ((":80", 2, 0), "must be HOST:PORT"),
         (("localhost:x", 2, 0), "must be HOST:PORT"),
+        (("localhost:65536", 2, 0), "must be HOST:PORT"),
         (("localhost:1", 2, 2), "from 0 to below --num-processes 2, but is 2"),
         (("localhost:1", 0, 0), "from 0 to below --num-processes 0"),
     ],
