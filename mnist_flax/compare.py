@@ -73,7 +73,10 @@ def _write_page(path: Path, page: str) -> None:
 def compare_runs(
     a: Path, b: Path, data_dir: Path | None = None, manual_dir: Path | None = None
 ) -> "RunComparison":
-    """Compares two trained runs on the test images of their dataset; errors as there."""
+    """Compares two trained runs on the test images of their dataset.
+
+    Raises a UserError as `evaluate.comparison.compare_folders` does.
+    """
     from mnist_flax.evaluate.comparison import compare_folders
 
     return compare_folders((a, b), data_dir, manual_dir, cli.print_status).comparisons[0]

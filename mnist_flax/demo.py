@@ -8,6 +8,7 @@ import asyncio
 import base64
 import dataclasses
 import hashlib
+import os
 import re
 import socket
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import urlsplit
 
-from mnist_flax.core.config import IMAGE_SHAPE, UserError
+from mnist_flax.core.config import UserError
 from mnist_flax.engine import cli
 from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.options import RunOptions, parse_options
@@ -26,8 +27,6 @@ from mnist_flax.engine.options import RunOptions, parse_options
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
-
-    from mnist_flax.engine.trained_model import TrainedModel
 
 HOST = "127.0.0.1"
 HOST_NAMES = [HOST, "localhost"]
@@ -50,12 +49,11 @@ class Options(RunOptions):
 
 
 class Answer(TypedDict, total=False):
-    """The answer to a photo: a message, or the network's input and the probabilities."""
+    """The answer to a photo: a message, or the network's input, which the page classifies."""
 
     message: str
     pixels: str
     """The 28x28 bytes of the input, in Base64."""
-    probabilities: list[float]
 
 
 Answerer = Callable[[bytes], Answer]
@@ -78,18 +76,19 @@ def _serve(argv: Sequence[str]) -> int:
     cli.initialize_jax()
     trained = load_selected(options)
     page = render_drawing_page(trained, upload=True)
-    serve(make_app(page, answerer(trained)), options.port)
+    serve(make_app(page, convert_photo), options.port)
     return 0
 
 
 def serve(app: "Starlette", port: int) -> None:
-    """Serves until the process ends; raises a UserError if the port is in use."""
+    """Serves until the process ends; raises a UserError if the port cannot be used."""
     import uvicorn
 
     try:
         listener = socket.create_server((HOST, port))
     except OSError as error:
-        raise UserError(f"port {port} is in use; choose another with --port") from error
+        reason = f"cannot use port {port}: {os.strerror(error.errno or 0)}"
+        raise UserError(f"{reason}; choose another with --port") from error
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
     # Outside the main thread it leaves the signals to this program.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -98,32 +97,22 @@ def serve(app: "Starlette", port: int) -> None:
     thread.join()
 
 
-def answerer(trained: "TrainedModel") -> Answerer:
-    """Compiles the function that answers to the content of an image file."""
-    import numpy as np
-
+def convert_photo(content: bytes) -> Answer:
+    """The answer to the content of an image file."""
     from mnist_flax.predict.preprocess import read_image, to_mnist
 
-    # So that the first visitor need not wait for the compilation.
-    trained.probabilities(np.zeros((1, *IMAGE_SHAPE), np.uint8))
-
-    def answer(content: bytes) -> Answer:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "photo")
-            path.write_bytes(content)
-            try:
-                image = to_mnist(read_image(path))
-            except UserError as error:
-                return {"message": _describe(error, path)}
-        probabilities = trained.probabilities(image[np.newaxis])[0]
-        pixels = base64.b64encode(image.tobytes()).decode()
-        return {"pixels": pixels, "probabilities": probabilities.tolist()}
-
-    return answer
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "photo")
+        path.write_bytes(content)
+        try:
+            image = to_mnist(read_image(path))
+        except UserError as error:
+            return {"message": _describe(error, path)}
+    return {"pixels": base64.b64encode(image.tobytes()).decode()}
 
 
 def _describe(error: UserError, path: Path) -> str:
-    """An error as a short sentence that tells no path."""
+    """An error as a short sentence, without the path."""
     text = str(error)
     if str(path) in text:
         text = text.replace(str(path), "this file").partition(":")[0]
@@ -153,7 +142,7 @@ def make_app(page: str, answer: Answerer) -> "Starlette":
                 content = await _read_body(request)
                 if content is None:
                     return JSONResponse({"message": TOO_LARGE}, 413, headers)
-                # Of what takes too long, nobody waits for the end.
+                # After the time-out the worker finishes, but its answer is discarded.
                 result = await asyncio.wrap_future(workers.submit(answer, content))
         except ClientDisconnect:
             return Response(headers=headers)  # which nobody gets
@@ -166,13 +155,16 @@ def make_app(page: str, answer: Answerer) -> "Starlette":
             Route("/", show_page),
             Route("/predict", predict, methods=["POST"]),
         ],
-        # Another site's name that leads to this machine is refused.
+        # Refuses other host names (DNS rebinding).
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOST_NAMES)],
     )
 
 
 def _is_same_origin(request: "Request") -> bool:
-    """Whether no other site sent it; browsers say so of every POST, other programs need not."""
+    """Whether the request comes from this page.
+
+    Browsers send `Origin` with every POST; other programs may omit it.
+    """
     origin = request.headers.get("origin")
     return origin is None or urlsplit(origin).netloc == request.headers["host"]
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from mnist_flax import run
 from mnist_flax.core import model
-from mnist_flax.core.config import Config
+from mnist_flax.core.config import PRESETS, Config
 from mnist_flax.data.dataset import Dataset, load_dataset
 from mnist_flax.engine.trained_model import TrainedModel
 from tests.installed import clean, source, wheel  # noqa: F401  (fixtures)
@@ -26,13 +26,6 @@ from tests.installed import clean, source, wheel  # noqa: F401  (fixtures)
 ROOT = Path(__file__).parent.parent
 
 SMALL = ("--dataset", "digits", "--epochs", "4", "--batch-size", "128")
-
-# The strokes of a 3, a 7 and a 1, on a drawing surface of 1 x 1.
-STROKES = {
-    3: [(0.3, 0.2), (0.55, 0.12), (0.7, 0.3), (0.48, 0.47), (0.72, 0.65), (0.55, 0.87), (0.3, 0.8)],
-    7: [(0.25, 0.2), (0.7, 0.18), (0.45, 0.85)],
-    1: [(0.5, 0.12), (0.5, 0.88)],
-}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,15 +76,6 @@ def random_network(input_size: Any) -> TrainedModel:
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype("f4"), shapes)
     return TrainedModel(config, 1, params)
-
-
-@pytest.fixture(scope="session")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a network that recognizes clear drawings."""
-    workdir = tmp_path_factory.mktemp("reader") / "run"
-    flags = (*SMALL[:2], "--epochs", "10", "--batch-size", "32", "--no-report")
-    assert run.main(["--workdir", str(workdir), *flags]) == 0
-    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +144,4 @@ def to_device(arrays: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
 
 
 def reference_config(**changes: Any) -> Config:
-    from mnist_flax.core.config import PRESETS
-
     return dataclasses.replace(PRESETS["reference"], **changes)

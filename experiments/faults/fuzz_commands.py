@@ -27,7 +27,7 @@ def any_command_line(folder: Path) -> fuzz.Experiment:
     (folder / "empty").mkdir()
     (folder / "file").write_text("not a folder")
     command._run = lambda _: 0
-    demo.answerer = demo.make_app = demo.serve = mock.Mock()
+    demo.make_app = demo.serve = mock.Mock()
 
     def check(case: tuple[Any, list[str]]) -> Outcome:
         module, argv = case

@@ -67,6 +67,8 @@ def evaluate_run(options: Options) -> "Evaluation":
     trained = load_selected(options)
     if folder:
         workdir.refuse_links(folder)
+    # First, because it may be missing.
+    mnist_c = _evaluate_mnist_c(options, trained) if options.mnist_c else None
     dataset = _load_dataset(options, trained.config)
     images, labels = getattr(dataset, options.split)
     held_out = _predict_held_out(options, trained, dataset)
@@ -77,8 +79,8 @@ def evaluate_run(options: Options) -> "Evaluation":
         from mnist_flax.evaluate.corruptions import robustness
 
         evaluation["robustness"] = robustness(trained, images, labels)
-    if options.mnist_c:
-        evaluation["mnist_c"] = _evaluate_mnist_c(options, trained)
+    if mnist_c:
+        evaluation["mnist_c"] = mnist_c
     if folder:
         _write_report(folder, trained, (images, labels), evaluation)
     return evaluation
@@ -91,7 +93,8 @@ def _load_dataset(options: Options, config: Config) -> "Dataset":
     fraction = config.validation_fraction
     if options.split == "validation" and not fraction:
         raise UserError(
-            f"{options.workdir} was trained without --validation-fraction: no images are held out"
+            f"{options.workdir or 'the pretrained network'} was trained without "
+            "--validation-fraction: no images are held out"
         )
     name = config.dataset if options.dataset == "as trained" else options.dataset
     dataset = load_dataset(name, options.data_dir, options.manual_dir, fraction, cli.print_status)

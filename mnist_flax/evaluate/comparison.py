@@ -17,7 +17,7 @@ from mnist_flax.engine.seed_stats import aggregate, mean_of
 from mnist_flax.engine.trained_model import TrainedModel, load_trained
 from mnist_flax.engine.workdir import MetricsRow
 from mnist_flax.evaluate import charts, pages, pictures
-from mnist_flax.evaluate.curves import COLORS, overlay_curves
+from mnist_flax.evaluate.curves import overlay_curves, run_styles
 from mnist_flax.evaluate.leaderboard import (
     RunRow,
     accuracy_interval,
@@ -53,7 +53,7 @@ def compare_folders(
     """Evaluates trained runs on the test images of their dataset, and compares them.
 
     If two share two seeds or more, only those are compared, in pairs. Raises a UserError if one
-    holds no trained run, or they are of different datasets.
+    holds no trained run or a damaged file, or they are of different datasets.
     """
     runs = [load_trained(folder) for folder in folders]
     dataset = runs[0].config.dataset
@@ -139,7 +139,7 @@ def describe_group(group: RunGroup) -> str:
 def format_interval(interval: Sequence[float] | None) -> str:
     """An interval of a difference, in points."""
     if interval is None:
-        return "unknown: it takes more than one seed"
+        return "unknown: it takes more seeds"
     return f"{100 * interval[0]:+.3f} to {100 * interval[1]:+.3f} points"
 
 
@@ -160,20 +160,11 @@ def render_comparison(group: RunGroup) -> str:
             "result": result,
             "verdict": verdict(result, first, name),
             "only": [
-                (
-                    first,
-                    name,
-                    "prediction_b",
-                    result["only_a_correct"],
-                    show(result["only_a_correct"]),
-                ),
-                (
-                    name,
-                    first,
-                    "prediction_a",
-                    result["only_b_correct"],
-                    show(result["only_b_correct"]),
-                ),
+                (winner, loser, prediction, changed, show(changed))
+                for winner, loser, prediction, changed in (
+                    (first, name, "prediction_b", result["only_a_correct"]),
+                    (name, first, "prediction_a", result["only_b_correct"]),
+                )
             ],
         }
         for name, result in zip(others, group.comparisons, strict=True)
@@ -189,7 +180,7 @@ def render_comparison(group: RunGroup) -> str:
         curves=overlay_curves(
             {row["name"]: x for row, x in zip(group.rows, group.metrics, strict=True)}
         ),
-        styles={row["name"]: f"run{index % COLORS}" for index, row in enumerate(group.rows)},
+        styles=run_styles(row["name"] for row in group.rows),
         pairs=pairs,
     )
 

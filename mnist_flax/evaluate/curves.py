@@ -1,6 +1,6 @@
 """The learning curves of a run, and of several runs in one chart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -16,7 +16,7 @@ COLORS = 8  # of runs, in the style sheet
 
 
 def thin(metrics: Sequence[MetricsRow], at_most: int = MAX_ROWS) -> list[MetricsRow]:
-    """Every so many rows, and always the last one."""
+    """At most so many rows, evenly spaced, and always the last one."""
     stride = -(-len(metrics) // at_most) or 1
     return [row for index, row in enumerate(metrics) if (len(metrics) - 1 - index) % stride == 0]
 
@@ -45,12 +45,17 @@ def draw_curves(metrics: Sequence[MetricsRow]) -> dict[str, Markup]:
     }
 
 
+def run_styles(names: Iterable[str]) -> dict[str, str]:
+    """The class in the style sheet for each of several runs."""
+    return {name: f"run{index % COLORS}" for index, name in enumerate(names)}
+
+
 def overlay_curves(runs: Mapping[str, Sequence[MetricsRow]]) -> dict[str, Markup]:
     """Loss and error rate on the test images by epoch, a line for each run with a name."""
     shown = {name: thin(metrics) for name, metrics in runs.items() if metrics}
     if not shown:
         return {}
-    styles = {name: f"run{index % COLORS}" for index, name in enumerate(runs)}
+    styles = run_styles(runs)
     losses = [_line(rows, "test_loss", name, styles[name]) for name, rows in shown.items()]
     errors = [_line(rows, "test_accuracy", name, styles[name]) for name, rows in shown.items()]
     return {

@@ -46,7 +46,7 @@ class RunRow(TypedDict):
 
 
 def read_leaderboard(folder: Path, log: Callable[[str], None]) -> list[RunRow]:
-    """All runs below a folder, the best first; `log` is told of those that cannot be read."""
+    """All runs below a folder, the best first; `log` gets a line for each that cannot be read."""
     rows: list[RunRow] = []
     for path in find_workdirs(folder):
         try:
@@ -59,7 +59,7 @@ def read_leaderboard(folder: Path, log: Callable[[str], None]) -> list[RunRow]:
 
 
 def find_workdirs(folder: Path) -> Iterator[Path]:
-    """The folders with a config; what is inside them is theirs, and links are not followed."""
+    """The folders with a config; neither folders inside of these nor links are searched."""
     for parent, folders, files in os.walk(folder):
         folders.sort()
         if workdir.CONFIG in files:

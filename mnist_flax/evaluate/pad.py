@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mnist_flax.core import model
-from mnist_flax.core.config import IMAGE_SHAPE
+from mnist_flax.core.config import IMAGE_SHAPE, UserError
 from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.evaluate.pages import dataset_title, render_page
 
@@ -18,14 +18,13 @@ def has_pad(trained: TrainedModel) -> bool:
     return is_known and trained.config.dataset not in ("fashion_mnist", "kmnist")
 
 
-def render_pad(trained: TrainedModel, id: str = "pad", upload: bool = False) -> Markup:
+def render_pad(trained: TrainedModel, upload: bool = False) -> Markup:
     """The pad as a part of a page, with all that it needs; of several networks, the first.
 
     With `upload` it also takes photos, which the server of the page reads at `predict`.
     """
     page = render_page(
         "pad.html.jinja",
-        id=id,
         upload=upload,
         channels=trained.config.channels,
         networks=len(trained.seeds),
@@ -36,7 +35,12 @@ def render_pad(trained: TrainedModel, id: str = "pad", upload: bool = False) -> 
 
 
 def render_drawing_page(trained: TrainedModel, upload: bool = False) -> str:
-    """A page with the pad alone, which needs no other file."""
+    """A page with the pad alone, which needs no other file.
+
+    Raises a UserError if there is no pad for the network.
+    """
+    if not has_pad(trained):
+        raise UserError("the page is only for digits, and for a network with the layers of CNN")
     return render_page(
         "drawing_page.html.jinja",
         title="Draw a digit",

@@ -63,7 +63,7 @@ def make_report(
 ) -> Report:
     """The report on networks evaluated on uint8 images [N, 28, 28, 1], labels int32 [N].
 
-    Also from the files in the folder of their run; `summary` is for one that is not written yet.
+    Reads the files of the run as well; `summary` is for one that is not written yet.
     """
     mistakes = sorted(evaluation["misclassified"], key=lambda row: -row["confidence"])
     mistakes = mistakes[:MAX_MISTAKES]

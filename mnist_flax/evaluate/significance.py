@@ -95,12 +95,11 @@ def seed_interval(a: np.ndarray, b: np.ndarray, paired: bool) -> list[float] | N
     """The 95 % interval, by Student's t, of the mean of B minus that of A; one value per seed.
 
     Of the differences if `paired`, else Welch's. A single seed is assumed to vary as much as
-    those of the other model; two single seeds have no interval.
+    those of the other model. Without any variation there is no interval, unless all are equal.
     """
-    if len(a) == len(b) == 1:
-        return None
-    if paired and np.ptp(b - a) == 0:  # without variance, Student's t is not defined
-        return [float(b[0] - a[0])] * 2
+    variation = np.ptp(b - a) if paired else max(np.ptp(a), np.ptp(b))
+    if variation < 1e-9:
+        return [0.0, 0.0] if len(a) > 1 and np.array_equal(a, b) else None
     same_variance = 1 in (len(a), len(b))
     test = stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a, equal_var=same_variance)
     return [float(end) for end in test.confidence_interval(LEVEL)]
@@ -114,10 +113,10 @@ def verdict(result: Comparison, a: str = "A", b: str = "B") -> str:
         return "No difference at all."
     if result["interval95_over_seeds"] is None:
         if result["mcnemar_p"] >= 1 - LEVEL:
-            return "Within noise: chance alone can explain this difference between two networks."
+            return "Within noise: chance alone can explain this difference between these networks."
         return (
             f"{better} is better than {worse} by {points}, more than chance explains, for these "
-            "two networks; train more seeds to compare the recipes."
+            "networks; train more seeds to compare the recipes."
         )
     intervals = {
         "other seeds": result["interval95_over_seeds"],

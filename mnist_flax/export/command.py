@@ -29,9 +29,9 @@ PAGE = (
     "A web page that needs no other file and no network: draw a digit with mouse, pen or finger, "
     "and see the probabilities of the digits 0 to 9"
 )
-PURPOSE = "Classifying single handwritten digits that look like the training data; teaching."
+PURPOSE = "Classifying single images that look like the training data; teaching."
 LIMITS = [
-    "It predicts a digit for every input: also for letters, several digits and blank images.",
+    "It predicts one of ten classes for every input: also for noise, letters and blank images.",
     "Noise, blur, rotation and low contrast reduce the accuracy (see `evaluate --corruptions`).",
     "Photos and drawings must first be converted to MNIST's format, as `predict` does.",
 ]
@@ -115,11 +115,11 @@ def _export(argv: Sequence[str]) -> int:
     content = kind.convert(trained)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # All three files are replaced, or none.
+        # The model comes last, so that there is none without its cards.
         with (
+            files.atomic_path(output) as model_file,
             files.atomic_path(Path(f"{output}.card.md")) as markdown_file,
             files.atomic_path(Path(f"{output}.card.json")) as json_file,
-            files.atomic_path(output) as model_file,
         ):
             model_file.write_bytes(content)
             card = _make_card(output.name, format_name, trained, dataset, model_file)

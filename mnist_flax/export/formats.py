@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from mnist_flax.core import model
 from mnist_flax.core.augment import center_crop, to_float
-from mnist_flax.core.config import IMAGE_SHAPE, Config
+from mnist_flax.core.config import IMAGE_SHAPE, Config, UserError
 from mnist_flax.core.conv_pool import ConvPool, conv_pool_lax
 from mnist_flax.engine.cli import import_extra
 from mnist_flax.engine.trained_model import TrainedModel
@@ -97,6 +97,8 @@ class OnnxGraph:
 
 def to_onnx(trained: TrainedModel) -> bytes:
     """A graph of standard operators, for any number of images."""
+    if set(trained.params) != set(model.LAYERS):
+        raise UserError("ONNX is written only for a network with the layers of CNN")
     graph = OnnxGraph()
     pixels = _add_preprocessing(graph, trained.config.input_size)
     networks = _params_by_prefix(trained).items()

@@ -126,9 +126,10 @@ def find_images(names: Sequence[str]) -> Iterator[Path]:
                     f"{name} is a run, not an image (perhaps you meant --workdir {name}?)"
                 )
             if path.is_dir():
-                matches = [x for x in path.iterdir() if x.is_file() and not x.name.startswith(".")]
+                matches = list(path.iterdir())
             elif not path.exists():
                 matches = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            matches = [x for x in matches if x.is_file() and not x.name.startswith(".")]
         yield from sorted(matches) or [path]
 
 

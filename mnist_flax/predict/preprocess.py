@@ -80,7 +80,9 @@ def to_mnist(image: Image.Image) -> np.ndarray:
     """
     pixels = _to_rgb(image)
     if pixels.shape[:2] == (SIDE, SIDE):
-        gray = np.asarray(image if image.mode == "L" else image.convert("L"))
+        gray = np.asarray(image.convert("L"))
+        if image.mode.startswith(("I", "F")):  # which `convert` would not scale
+            gray = np.round(255 * pixels[..., 0]).astype(np.uint8)
         for candidate in (gray, 255 - gray):
             if _is_mnist(candidate):
                 return candidate[..., np.newaxis]

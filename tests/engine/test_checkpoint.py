@@ -15,7 +15,7 @@ import pytest
 
 from mnist_flax.core.config import UserError
 from mnist_flax.engine import checkpoint, files
-from mnist_flax.engine.checkpoint import CheckpointManager
+from mnist_flax.engine.checkpoint import CheckpointManager, load_params
 from mnist_flax.engine.seed_stats import seed_statistics
 
 
@@ -52,6 +52,17 @@ def test_the_best_and_the_latest_checkpoints_are_kept(tmp_path, state):
         for step, accuracy in enumerate([0.5, 0.9, 0.8, 0.7]):
             checkpoints.save(step, state, metrics_row(accuracy))
     assert kept_steps(tmp_path) == [1, 3]
+
+
+def test_a_checkpoint_is_chosen_by_its_accuracy_or_its_step(tmp_path, state):
+    with CheckpointManager(tmp_path, max_to_keep=3) as checkpoints:
+        for step, accuracy in enumerate([0.5, 0.9, 0.8]):
+            checkpoints.save(step, {"params": state}, metrics_row(accuracy))
+    assert {which: load_params(tmp_path, which)[0] for which in ("best", "latest", "0")} == {
+        "best": 1,
+        "latest": 2,
+        "0": 0,
+    }
 
 
 def test_the_first_checkpoint_is_read_back(tmp_path, state, monkeypatch):

@@ -86,7 +86,7 @@ def test_a_single_network_has_no_interval_over_seeds():
     rows: Any = [{**row, "interval95": None} for row in group.rows]
     group = RunGroup("mnist", rows, [[], []], [result], group.images)  # type: ignore[list-item]
     text = words(render_comparison(group))
-    assert "unknown: it takes more than one seed" in text
+    assert "unknown: it takes more seeds" in text
     assert "No difference at all." in text
     assert "Learning curves" not in text
 

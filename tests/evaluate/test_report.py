@@ -125,7 +125,7 @@ def test_provenance_holds_what_is_known():
     assert "Versions" not in text
 
 
-def test_the_page_shows_a_limited_number_of_mistakes_the_most_confident_first(digits):
+def test_the_page_shows_a_limited_number_of_mistakes_the_most_confident_first():
     count = report.MAX_MISTAKES + 1
     labels = np.ones(count, np.int32)
     logits = make_logits(np.zeros(count, int), np.linspace(0.5, 0.9, count).tolist())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mnist_flax.evaluate.significance import LEVEL, compare_logits
+from mnist_flax.evaluate.significance import LEVEL, compare_logits, seed_interval
 
 IMAGES = 2000
 LABELS = np.random.default_rng(0).integers(0, 10, IMAGES).astype(np.int32)
@@ -69,6 +69,19 @@ def test_intervals_and_p_values_follow_the_textbook():
     assert result["accuracy_a"]["per_seed"] == pytest.approx(accuracy_a)
     for x in result["only_a_correct"]:
         assert x["label"] == LABELS[x["index"]] == x["prediction_a"] != x["prediction_b"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "paired", "interval"),
+    [
+        ([0.99, 0.98], [0.98, 0.97], True, None),  # no more than two equal differences
+        ([0.99, 0.99], [0.98, 0.98], False, None),
+        ([0.99], [0.98, 0.98], False, None),
+        ([0.99, 0.98], [0.99, 0.98], True, [0, 0]),
+    ],
+)
+def test_seeds_without_variation_have_no_interval(a, b, paired, interval):
+    assert seed_interval(np.array(a), np.array(b), paired) == interval
 
 
 def test_single_seeds_have_no_interval_over_seeds():

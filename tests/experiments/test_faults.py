@@ -7,6 +7,13 @@ import pytest
 from experiments.faults import __main__ as faults
 from experiments.faults.fault import Fault
 
+NEED_LINUX = (
+    "a full disk",
+    "a full disk under the data",
+    "a system call that fails",
+    "the power fails",
+)
+
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
@@ -14,10 +21,10 @@ from experiments.faults.fault import Fault
 )
 def test_nothing_is_lost(fault, tmp_path):
     row = faults.attempt(fault, fault.few, seed=1)
-    if not row["tries"]:
-        pytest.skip("this user may not mount a disk")
+    if not row["tries"] and fault.name in NEED_LINUX:
+        pytest.skip("this user may not mount a disk, or there is no C compiler")
     assert row["lost"] == []
-    assert row["survived"] == row["tries"]
+    assert row["survived"] == row["tries"] >= fault.few
 
 
 def test_rows_are_stored_beside_those_of_other_faults(tmp_path):

@@ -1,6 +1,7 @@
 """The experiments with little data, run as a user would."""
 
 import argparse
+import importlib.metadata
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from experiments import ablation, learning_curves, roofline, tutorial_baseline
 from experiments.benchmark.__main__ import time_to_target
-from experiments.benchmark.frameworks import FRAMEWORKS, PARAMETERS, Task
+from experiments.benchmark.frameworks import FRAMEWORKS, PARAMETERS, Task, versions
 from experiments.common import provenance
 from mnist_flax.core import model
 from mnist_flax.core.config import PRESETS, Config
@@ -110,8 +111,12 @@ def test_median_time_to_target_needs_all_seeds():
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["ours", "ours_default", "flax_plain"])
+@pytest.mark.parametrize("name", FRAMEWORKS)
 def test_frameworks_train_the_same_network(digits: Dataset, name):
+    try:
+        versions(name)
+    except importlib.metadata.PackageNotFoundError as error:
+        pytest.skip(f"{error} is not installed")
     trainer = FRAMEWORKS[name].make(Task(digits, 0.0, cores=1, batch_size=32))
     assert trainer.parameters == PARAMETERS
     with jax.numpy_dtype_promotion("standard"):

@@ -5,13 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from mnist_flax import export, load, run
+from mnist_flax.data.download import DataUnavailable
 from mnist_flax.export import formats, html
 from tests.conftest import SMALL, random_network
 
 onnx = pytest.importorskip("onnx")
-safe_open = pytest.importorskip("safetensors").safe_open
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,19 @@ def test_errors_are_reported_in_one_line(small_run, tmp_path, capsys, monkeypatc
     assert export.main((*workdir, "--output", "m", "--format", "onnx")) == 2  # before any data
     message = "onnx is missing; in your clone, run pip install -c constraints.txt -e '.[export]'"
     assert message in capsys.readouterr().err
+
+
+def test_without_a_workdir_and_mnist_the_pretrained_network_is_verified_on_digits(
+    tmp_path, capsys, monkeypatch
+):
+    def fail(*_, **__):
+        raise DataUnavailable("MNIST is not on this machine")
+
+    monkeypatch.setattr("mnist_flax.data.dataset.load_tfds", fail)
+    assert export.main(["--output", str(tmp_path / "m.safetensors")]) == 0
+    assert "; verifying on scikit-learn's digits instead" in capsys.readouterr().err
+    card = json.loads((tmp_path / "m.safetensors.card.json").read_text())
+    assert (card["trained_on"], card["dataset"], card["examples"]) == ("mnist", "digits", 360)
 
 
 def test_page_of_several_networks_holds_the_first(two_seeds_run, tmp_path, capsys):

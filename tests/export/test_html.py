@@ -1,6 +1,7 @@
 """The page of the format `html`: its JavaScript agrees with Python, and it needs nothing else."""
 
 import base64
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from mnist_flax import demo, export, load
 from mnist_flax.core.config import UserError
 from mnist_flax.evaluate import pad
 from mnist_flax.evaluate.saliency import saliency_map
-from mnist_flax.export import html
+from mnist_flax.export import formats, html
 from mnist_flax.predict import command, preprocess
 from mnist_flax.predict.preprocess import to_mnist
 from tests.conftest import random_network, with_biases
@@ -183,9 +184,7 @@ def test_page_is_small_and_refers_to_no_other_file(small_run):
 
 def test_of_several_networks_the_page_holds_the_first_and_says_so(small_run):
     trained = load(small_run)
-    text = pad.render_pad(trained, id="mine")
-    assert '<div class="pad" id="mine">' in text
-    assert 'getElementById("mine")' in text
+    text = pad.render_pad(trained)
     assert "networks of this run" not in text
     several = type(trained)(
         type(trained.config)(dataset="digits", seed=5, num_seeds=2),
@@ -195,6 +194,19 @@ def test_of_several_networks_the_page_holds_the_first_and_says_so(small_run):
     text = pad.render_pad(several)
     assert "Of the 2 networks of this run, this is the first (seed 5)" in text
     assert pad.encode_network(several) == pad.encode_network(trained)
+
+
+def test_of_another_network_or_other_images_there_is_no_page(small_run):
+    trained = load(small_run)
+    layers = trained.params | {"Dense_3": trained.params["Dense_2"]}
+    clothes = dataclasses.replace(trained.config, dataset="fashion_mnist")
+    for config, params in ((trained.config, layers), (clothes, trained.params)):
+        other = type(trained)(config, trained.step, params)
+        assert not pad.has_pad(other)
+        with pytest.raises(UserError, match="the page is only for digits"):
+            pad.render_drawing_page(other)
+    with pytest.raises(UserError, match="ONNX is written only for a network with the layers"):
+        formats.to_onnx(type(trained)(trained.config, trained.step, layers))
 
 
 @pytest.mark.parametrize("program", [None, "broken", "another"])

@@ -45,7 +45,8 @@ def test_result_has_mnists_box_and_center():
 def test_images_in_mnists_format_keep_their_pixels(width, place):
     pixels = to_mnist(seven(width=width, place=place))
     image, negative = (Image.fromarray(x[..., 0]) for x in (pixels, 255 - pixels))
-    for variant in (image, negative, image.convert("RGB"), image.convert("P")):
+    sixteen_bits = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    for variant in (image, negative, sixteen_bits, image.convert("RGB"), image.convert("P")):
         np.testing.assert_array_equal(to_mnist(variant), pixels)
 
 
@@ -155,7 +156,8 @@ def test_blank_page_with_grain_and_shade_is_rejected(noise, message):
 
 
 @pytest.mark.parametrize(
-    "suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm", "ico", "tga"]
+    "suffix",
+    ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm", "ico", "tga", "avif", "jp2", "dib"],
 )
 def test_common_formats_are_read(tmp_path, suffix):
     path = tmp_path / f"seven.{suffix}"

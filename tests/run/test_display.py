@@ -75,11 +75,6 @@ def test_the_start_names_recipe_data_network_device_and_folder():
     assert "device   2 CPU cores" in lines
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_recognized_by_its_values(name):
-    assert display.describe_recipe(PRESETS[name]) == f"preset {name}"
-
-
 SUMMARY: Any = {
     "dataset": "mnist",
     "test_accuracy": seed_statistics([0.994, 0.995]),

@@ -108,11 +108,10 @@ globalThis.startPad = (root) => {
 
   // The answer.
 
-  /** Shows what the network answers to 28x28 bytes, or the probabilities that another one gave;
-      without pixels, a message. */
-  function show(pixels, message = EMPTY, probabilities = null) {
+  /** Shows what the network answers to 28x28 bytes; without pixels, a message. */
+  function show(pixels, message = EMPTY) {
     shown = pixels && mnistNetwork.run(network, pixels);
-    const answers = probabilities ?? shown?.probabilities ?? new Array(10).fill(0);
+    const answers = shown?.probabilities ?? new Array(10).fill(0);
     const [first, second] = [...answers.keys()].sort((a, b) => answers[b] - answers[a]);
     const isLow = shown !== null && answers[first] < LOW_CONFIDENCE;
     root.classList.toggle("pad-unsure", isLow);

@@ -42,7 +42,7 @@ globalThis.startUpload = (root, pad) => {
     const answer = await ask(file, current.signal);
     if (current.signal.aborted) return;
     const pixels = answer.pixels && Uint8Array.from(atob(answer.pixels), (c) => c.charCodeAt(0));
-    pad.show(pixels ?? null, answer.message, answer.probabilities);
+    pad.show(pixels ?? null, answer.message);
   }
 
   async function ask(body, signal) {
