@@ -42,6 +42,17 @@ PUBLISHED = [
 ]
 Row = dict[str, Any]
 
+# Where the labels are, in points from the marks, and how they are aligned.
+PLACE = (-5, -9, "right")
+PLACES = {
+    "quick": (-6, -3, "right"),
+    "best": (-6, -3, "right"),
+    "64 channels": (5, 5, "left"),
+    "128 channels": (5, 5, "left"),
+    "25 Million Images": (0, 9, "center"),
+    "MnistSimpleCNN": (0, -16, "center"),
+}
+
 
 def main() -> None:
     """Trains, stores and draws."""
@@ -65,7 +76,7 @@ def measure(options: argparse.Namespace, channels: int) -> Row:
     workdir = train(options, *seeds, "--channels", str(channels))
     run = load_result(workdir)
     seconds = sum(row["seconds"] for row in read_metrics(workdir)) / options.seeds
-    return make_row(f"{channels} channels", options.seeds, seconds, run)
+    return make_row(f"{channels} channel{'s' * (channels > 1)}", options.seeds, seconds, run)
 
 
 def read_preset(name: str) -> Row:
@@ -84,7 +95,7 @@ def make_row(name: str, n: int, seconds: float, run: dict[str, Any]) -> Row:
 
 def draw(result: dict[str, Any], folder: Path) -> None:
     """Draws the test error against the parameters and against the seconds of training."""
-    figure = Figure(figsize=(10, 4.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, name in ((left, "parameters"), (right, "seconds")):
         axes.set(xscale="log", yscale="log")
@@ -101,8 +112,9 @@ def draw(result: dict[str, Any], folder: Path) -> None:
             for row, size, error in zip(points, sizes, errors, strict=True):
                 is_width = rows is result["channels"]
                 text = row["name"] if is_width else f"{row['name']} (n = {row['n']:,})"
-                place = {"xytext": (5, 5)} if is_width else {"xytext": (-6, -3), "ha": "right"}
-                axes.annotate(text, (size, error), textcoords="offset points", fontsize=7, **place)
+                *place, side = PLACES.get(row["name"], PLACE)
+                text_place = {"xytext": place, "textcoords": "offset points", "ha": side}
+                axes.annotate(text, (size, error), fontsize=7, **text_place)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
