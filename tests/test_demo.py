@@ -143,7 +143,7 @@ def test_slow_uploads_and_answers_are_abandoned_and_hold_up_nobody(monkeypatch):
             finished.wait(60)
         return {"message": "done"}
 
-    monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 5)
+    monkeypatch.setattr(demo, "TIMEOUT_SECONDS", 3)
     with serving(PAGE, answer) as address, ThreadPoolExecutor() as visitors:
         slow = visitors.submit(requests.post, f"{address}/predict", b"slow", timeout=60)
         head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"

@@ -179,11 +179,11 @@ def apply_diff(diff: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(blocks(CHANGES, "diff"))))
-def test_diffs_apply(number, working_folder):
+def test_diffs_apply(number, tmp_path):
     diff = blocks(CHANGES, "diff")[number][1]
     assert len(re.findall(r"^\+\s*\S", diff, re.MULTILINE)) < 15
-    shutil.copytree(ROOT / "mnist_flax", working_folder / "mnist_flax")
-    apply_diff(diff, working_folder)
+    shutil.copytree(ROOT / "mnist_flax", tmp_path / "mnist_flax")
+    apply_diff(diff, tmp_path)
 
 
 @pytest.mark.nightly
