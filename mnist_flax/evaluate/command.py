@@ -67,9 +67,9 @@ def evaluate_run(options: Options) -> "Evaluation":
     trained = load_selected(options)
     if folder:
         workdir.refuse_links(folder)
-    # First, because it may be missing.
-    mnist_c = _evaluate_mnist_c(options, trained) if options.mnist_c else None
     dataset = _load_dataset(options, trained.config)
+    # Before all other work, because it may be missing.
+    mnist_c = _evaluate_mnist_c(options, trained) if options.mnist_c else None
     images, labels = getattr(dataset, options.split)
     held_out = _predict_held_out(options, trained, dataset)
     evaluation = evaluate_logits(
