@@ -10,16 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
 from mnist_flax.core.config import PRESETS, Config, flag_name
 from mnist_flax.engine.options import DataOptions, field_docs
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: (\w+) ?(\w*) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-# The marker with which tyro annotates an argument that has no flag.
-POSITIONAL = get_args(tyro.conf.Positional[int])[1]
 
 
 def update_page(text: str) -> str:
@@ -90,7 +85,9 @@ def state_leaves(config: Config) -> dict[str, tuple[str, str]]:
 
 
 def _option_name(field: str, hint: Any) -> str:
-    return field.upper() if POSITIONAL in get_args(hint) else flag_name(field)
+    # Only arguments without a flag have a metavar.
+    metavars = (getattr(part, "metavar", None) for part in get_args(hint))
+    return next(filter(None, metavars), flag_name(field))
 
 
 def _type_name(hint: Any) -> str:

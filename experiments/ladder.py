@@ -110,11 +110,10 @@ def draw(result: dict[str, Any], folder: Path) -> None:
             sizes = [row[name] for row in points]
             axes.errorbar(sizes, errors, spread, fmt=style, color=color, capsize=2, markersize=5)
             for row, size, error in zip(points, sizes, errors, strict=True):
-                is_width = rows is result["channels"]
-                text = row["name"] if is_width else f"{row['name']} (n = {row['n']:,})"
+                n = f" (n = {row['n']:,})" if rows is result["published"] else ""
                 *place, side = PLACES.get(row["name"], PLACE)
                 text_place = {"xytext": place, "textcoords": "offset points", "ha": side}
-                axes.annotate(text, (size, error), fontsize=7, **text_place)
+                axes.annotate(row["name"] + n, (size, error), fontsize=7, **text_place)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()

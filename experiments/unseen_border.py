@@ -91,7 +91,7 @@ def draw(influence: np.ndarray, ink: np.ndarray, comparison: Any, folder: Path) 
     for axes in (left, middle):
         axes.set(xlabel="column", ylabel="row")
     pairs = 100 * np.array([comparison[f"accuracy_{side}"]["per_seed"] for side in "ab"])
-    right.plot(["whole image", "22x22 crop"], pairs, "o-", color="C0", alpha=0.5)
+    right.plot(["28x28 image", "22x22 crop"], pairs, "o-", color="C0", alpha=0.5)
     right.set(ylabel="test accuracy (%)")
     right.set_title("the reference recipe,\none line per seed", fontsize=10)
     right.margins(x=0.25)

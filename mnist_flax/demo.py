@@ -8,14 +8,13 @@ import asyncio
 import base64
 import dataclasses
 import hashlib
+import io
 import os
 import re
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import urlsplit
 
@@ -99,24 +98,14 @@ def serve(app: "Starlette", port: int) -> None:
 
 def convert_photo(content: bytes) -> Answer:
     """The answer to the content of an image file."""
-    from mnist_flax.predict.preprocess import read_image, to_mnist
+    from mnist_flax.predict.preprocess import decode_image, to_mnist
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "photo")
-        path.write_bytes(content)
-        try:
-            image = to_mnist(read_image(path))
-        except UserError as error:
-            return {"message": _describe(error, path)}
+    try:
+        image = to_mnist(decode_image(io.BytesIO(content), "this file"))
+    except UserError as error:
+        text = str(error)
+        return {"message": f"{text[0].upper()}{text[1:]}."}
     return {"pixels": base64.b64encode(image.tobytes()).decode()}
-
-
-def _describe(error: UserError, path: Path) -> str:
-    """An error as a short sentence, without the path."""
-    text = str(error)
-    if str(path) in text:
-        text = text.replace(str(path), "this file").partition(":")[0]
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def make_app(page: str, answer: Answerer) -> "Starlette":

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mnist_flax import demo, load
 from mnist_flax.evaluate.pad import render_drawing_page
-from mnist_flax.predict.preprocess import to_mnist
+from mnist_flax.predict.preprocess import FORMATS, to_mnist
 from tests.predict.test_preprocess import seven
 
 pytest.importorskip("starlette")
@@ -68,10 +68,12 @@ def test_photo_is_converted_as_predict_does():
 
 def test_files_without_a_digit_get_a_message_without_a_path():
     bomb = Image.new("1", (9_000, 9_000))
+    formats = ", ".join(FORMATS)
+    damaged = f"This file is damaged, or not in a supported image format: {formats}."
     cases = {
-        b"": "This file is damaged, or not in a supported image format.",
-        b"not an image": "This file is damaged, or not in a supported image format.",
-        encoded(seven())[:200]: "This file is damaged, or not in a supported image format.",
+        b"": damaged,
+        b"not an image": damaged,
+        encoded(seven())[:200]: damaged,
         encoded(bomb): "This file has 9,000 x 9,000 pixels, more than 60,000,000.",
         encoded(Image.new("L", (90, 90), 255)): "No digit found: the image is blank.",
     }

@@ -41,7 +41,7 @@ class RunOptions:
     """Which checkpoint: `latest`, `best` (by the validation accuracy) or a step."""
     seed_index: int | None = None
     """Use only this network of a run with several seeds. Default: all, by their mean
-    probability."""
+    probability; a page to draw on uses the first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,15 +138,23 @@ def _describe_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 def _expand_paths(options: Any) -> Any:
     """The options with `~` in paths replaced; raises a UserError if a path cannot be used."""
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(expand, value))
+        if not isinstance(value, Path):
+            return value
+        path = value.expanduser()
+        path.exists()  # raises for a path that is too long or forbidden
+        return path
+
     try:
-        paths = {name: x.expanduser() for name, x in vars(options).items() if isinstance(x, Path)}
-        for path in paths.values():
-            path.exists()  # raises for a path that is too long or forbidden
+        values = {name: expand(value) for name, value in vars(options).items()}
     except RuntimeError as error:
         raise UserError("a path begins with ~, but there is no such user or home") from error
     except OSError as error:
         raise UserError(f"cannot use {error.filename}: {error.strerror}") from error
-    return dataclasses.replace(options, **paths)
+    return dataclasses.replace(options, **values)
 
 
 def _summarize_message(message: str, kind: type, argv: Sequence[str]) -> str:

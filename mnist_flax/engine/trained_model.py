@@ -48,6 +48,11 @@ class TrainedModel:
         """The parameters of each network."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.params)) // self.config.num_seeds
 
+    @property
+    def reads_digits(self) -> bool:
+        """Whether it was trained on digits, so that pictures of digits can be converted for it."""
+        return self.config.dataset not in ("fashion_mnist", "kmnist")
+
     def select_seed(self, index: int) -> "TrainedModel":
         """One of several networks; raises a UserError if there is none with that index."""
         count = self.config.num_seeds

@@ -207,13 +207,18 @@ def write_summary(folder: Path, summary: Summary) -> None:
 def read_metrics(folder: Path) -> list[MetricsRow]:
     """The rows of `metrics.jsonl` up to the first damaged one.
 
-    A process that is killed while it writes leaves an incomplete last line.
+    A process that is killed while it writes leaves an incomplete last line. Raises a UserError if
+    the file cannot be read.
     """
     path = folder / METRICS
     if not path.is_file():
         return []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     rows: list[MetricsRow] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             row = files.parse_json(line, MetricsRow)
         except ValueError:

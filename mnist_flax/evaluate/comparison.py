@@ -25,7 +25,7 @@ from mnist_flax.evaluate.leaderboard import (
     read_row,
     sort_rows,
 )
-from mnist_flax.evaluate.significance import ChangedImage, RunComparison, compare_logits, verdict
+from mnist_flax.evaluate.significance import ChangedImage, RunComparison, compare_logits
 
 MAX_IMAGES = 480  # that are shown, of all comparisons
 
@@ -73,7 +73,10 @@ def compare_folders(
             for index, (folder, run, x) in enumerate(evaluated)
         ],
         metrics=[workdir.read_metrics(folder) for folder in folders],
-        comparisons=[_compare(evaluated[0], other, labels) for other in evaluated[1:]],
+        comparisons=[
+            _compare(evaluated[0], other, labels, (run_letter(0), run_letter(index)))
+            for index, other in enumerate(evaluated[1:], start=1)
+        ],
         images=images,
     )
 
@@ -103,6 +106,7 @@ def _compare(
     a: tuple[Path, TrainedModel, np.ndarray],
     b: tuple[Path, TrainedModel, np.ndarray],
     labels: np.ndarray,
+    names: tuple[str, str],
 ) -> RunComparison:
     (folder_a, run_a, logits_a), (folder_b, run_b, logits_b) = a, b
     shared = sorted(set(run_a.seeds) & set(run_b.seeds))
@@ -113,7 +117,7 @@ def _compare(
     return {
         "a": {"workdir": str(folder_a), "step": run_a.step, "seeds": seeds_a},
         "b": {"workdir": str(folder_b), "step": run_b.step, "seeds": seeds_b},
-        **compare_logits(chosen_a, chosen_b, labels, paired),
+        **compare_logits(chosen_a, chosen_b, labels, paired, names),
     }
 
 
@@ -131,7 +135,7 @@ def describe_group(group: RunGroup) -> str:
             f"{format_interval(result['interval95_over_seeds'])}, over test images "
             f"{format_interval(result['interval95_over_images'])}; McNemar's exact test "
             f"p = {result['mcnemar_p']:.3g}",
-            verdict(result, first, name),
+            result["verdict"],
         ]
     return "\n".join(lines)
 
@@ -158,7 +162,6 @@ def render_comparison(group: RunGroup) -> str:
         {
             "name": name,
             "result": result,
-            "verdict": verdict(result, first, name),
             "only": [
                 (winner, loser, prediction, changed, show(changed))
                 for winner, loser, prediction, changed in (

@@ -1,6 +1,7 @@
 """A line for each of many runs, from the files in their workdirs. Imports nothing heavy."""
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -94,15 +95,16 @@ def read_row(folder: Path, config: Config, name: str) -> RunRow:
 
 def is_running(folder: Path) -> bool:
     """Whether a process works in a folder; on another machine, whether it left its lock there."""
+    lock = folder / workdir.LOCK
     try:
-        holder = (folder / workdir.LOCK).read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
+        holder = lock.read_text(encoding="utf-8")
+        match = re.fullmatch(r"process (\d+) on (\S+)", holder.strip())
+        if not match or match[2] != socket.gethostname():
+            return bool(match)
+        # A later process may have the same number, as after a restart.
+        return psutil.Process(int(match[1])).create_time() <= lock.stat().st_mtime + 1
+    except (OSError, ValueError, psutil.Error):
         return False
-    match holder:
-        case ["process", number, "on", host] if number.isdecimal():
-            return host != socket.gethostname() or psutil.pid_exists(int(number))
-        case _:
-            return False
 
 
 def accuracy_interval(accuracy: SeedValue | None, dataset: str) -> list[float] | None:

@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from scipy import optimize
 
-from mnist_flax.core.inference import cross_entropy, loss_and_accuracy, probabilities
+from mnist_flax.core.inference import loss_and_accuracy, probabilities
 from mnist_flax.core.model import NUM_CLASSES
 from mnist_flax.engine.seed_stats import SeedValue, aggregate, wilson_interval
 from mnist_flax.engine.trained_model import TrainedModel
@@ -213,11 +213,12 @@ def calibration_error(bins: list[CalibrationBin]) -> float:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The divisor of logits [seeds, N, 10] that minimizes the mean loss of the networks."""
+    """The divisor of logits [seeds, N, 10] that minimizes the loss of their mean probability."""
     exact = np.asarray(logits, np.float64)
 
     def loss(log_temperature: float) -> float:
-        return float(cross_entropy(exact * np.exp(-log_temperature), labels).mean())
+        scaled = probabilities(exact * np.exp(-log_temperature))
+        return float(_label_losses(scaled, labels).mean())
 
     return float(np.exp(optimize.fminbound(loss, -3, 3)))
 

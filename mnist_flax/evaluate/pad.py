@@ -14,8 +14,7 @@ from mnist_flax.evaluate.pages import dataset_title, render_page
 
 def has_pad(trained: TrainedModel) -> bool:
     """Whether there is a pad for a network: it must have no other layers, and know digits."""
-    is_known = set(trained.params) == set(model.LAYERS)
-    return is_known and trained.config.dataset not in ("fashion_mnist", "kmnist")
+    return trained.reads_digits and set(trained.params) == set(model.LAYERS)
 
 
 def render_pad(trained: TrainedModel, upload: bool = False) -> Markup:

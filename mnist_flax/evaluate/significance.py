@@ -54,7 +54,13 @@ class RunComparison(Comparison):
     b: ComparedRun
 
 
-def compare_logits(a: np.ndarray, b: np.ndarray, labels: np.ndarray, paired: bool) -> Comparison:
+def compare_logits(
+    a: np.ndarray,
+    b: np.ndarray,
+    labels: np.ndarray,
+    paired: bool,
+    names: tuple[str, str] = ("A", "B"),
+) -> Comparison:
     """Compares the accuracy of two models, each of one network or several.
 
     The intervals are of the difference of the mean accuracies: over seeds as in `seed_interval`,
@@ -62,7 +68,7 @@ def compare_logits(a: np.ndarray, b: np.ndarray, labels: np.ndarray, paired: boo
     (https://doi.org/10.1007/BF02295996).
 
     Logits are float32 [seeds, N, 10], labels int32 [N]. If `paired`, seed i of A and seed i of B
-    share their randomness.
+    share their randomness. The verdict calls them by `names`.
     """
     correct_a, correct_b = ((logits.argmax(axis=-1) == labels).astype(float) for logits in (a, b))
     accuracy_a, accuracy_b = correct_a.mean(axis=1), correct_b.mean(axis=1)
@@ -87,7 +93,7 @@ def compare_logits(a: np.ndarray, b: np.ndarray, labels: np.ndarray, paired: boo
         "only_b_correct": _list_images(only_b, labels, predictions),
         "verdict": "",
     }
-    result["verdict"] = verdict(result)
+    result["verdict"] = verdict(result, *names)
     return result
 
 
@@ -105,7 +111,7 @@ def seed_interval(a: np.ndarray, b: np.ndarray, paired: bool) -> list[float] | N
     return [float(end) for end in test.confidence_interval(LEVEL)]
 
 
-def verdict(result: Comparison, a: str = "A", b: str = "B") -> str:
+def verdict(result: Comparison, a: str, b: str) -> str:
     """The conclusion from the tests, in a sentence or two, on runs with these names."""
     points = f"{100 * abs(result['difference']):.2f} points"
     better, worse = (b, a) if result["difference"] > 0 else (a, b)
@@ -125,7 +131,7 @@ def verdict(result: Comparison, a: str = "A", b: str = "B") -> str:
     doubts = [name for name, (low, high) in intervals.items() if low <= 0 <= high]
     if doubts:
         return f"Within noise: {' or '.join(doubts)} could reverse it."
-    return f"{better} is better by {points}: neither seeds nor test images explain it."
+    return f"{better} is better by {points}: neither other seeds nor other test images reverse it."
 
 
 def _list_images(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 FormatName = Literal["stablehlo", "onnx", "safetensors", "html"]
 PACKAGES = {"onnx": ("onnx", "onnxruntime")}  # what a format needs of the extra `export`
 INTERFACE = (
-    "From images, uint8 [N, 28, 28, 1], a white digit on black, 20 pixels high or wide and "
-    "centered, to probabilities, float32 [N, 10], of the digits 0 to 9"
+    "From images, uint8 [N, 28, 28, 1], as in the dataset that it was trained on (digits are white "
+    "on black, 20 pixels high or wide, and centered), to probabilities, float32 [N, 10]"
 )
 PAGE = (
     "A web page that needs no other file and no network: draw a digit with mouse, pen or finger, "
@@ -33,7 +33,7 @@ PURPOSE = "Classifying single images that look like the training data; teaching.
 LIMITS = [
     "It predicts one of ten classes for every input: also for noise, letters and blank images.",
     "Noise, blur, rotation and low contrast reduce the accuracy (see `evaluate --corruptions`).",
-    "Photos and drawings must first be converted to MNIST's format, as `predict` does.",
+    "Photos and drawings of digits must first be converted to MNIST's format, as `predict` does.",
 ]
 
 
@@ -106,6 +106,8 @@ def _export(argv: Sequence[str]) -> int:
     try:
         dataset = load_dataset(name, *folders, log=cli.print_status)
     except DataUnavailable as error:
+        if not trained.reads_digits:
+            raise
         cli.print_status(f"{error}; verifying on scikit-learn's digits instead")
         dataset = load_dataset("digits")
     kind = FORMATS[format_name]
@@ -140,7 +142,8 @@ def _make_card(
     from mnist_flax.export.formats import FORMATS, LAYOUT
 
     images, labels = dataset.test
-    probabilities = trained.probabilities(images)
+    config = dataclasses.replace(trained.config, precision="float32")  # as in all formats
+    probabilities = dataclasses.replace(trained, config=config).probabilities(images)
     return {
         "file": cli.escape_unprintable(name),
         "format": kind,

@@ -161,14 +161,15 @@ def to_safetensors(trained: TrainedModel) -> bytes:
         for prefix, params in _params_by_prefix(trained).items()
         for name, value in traverse_util.flatten_dict(params, sep=".").items()
     }
-    config = json.dumps({"input_size": trained.config.input_size})
-    return safetensors.numpy.save(tensors, {"layout": LAYOUT, "config": config})
+    # One entry, because several are written in an order that varies.
+    about = json.dumps({"input_size": trained.config.input_size, "layout": LAYOUT})
+    return safetensors.numpy.save(tensors, {"about": about})
 
 
 def load_safetensors(path: Path) -> Predictor:
     """Loads the parameters in a safetensors file into this package's network."""
     with safetensors.safe_open(path, "flax") as file:
-        config = Config(**json.loads(file.metadata()["config"]))
+        config = Config(input_size=json.loads(file.metadata()["about"])["input_size"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
     tree = traverse_util.unflatten_dict(tensors, sep=".")
     networks = [tree] if "Conv_0" in tree else list(tree.values())

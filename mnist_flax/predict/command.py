@@ -71,6 +71,11 @@ def _predict_files(argv: Sequence[str]) -> int:
 
     cli.initialize_jax()
     trained = load_selected(options)
+    if not trained.reads_digits:
+        raise UserError(
+            f"predict converts pictures of digits, but {options.workdir} was trained on "
+            f"{trained.config.dataset}; in Python, `load(workdir).predict` takes 28x28 images"
+        )
     exit_code = 0
     for path in paths:
         try:
@@ -115,8 +120,10 @@ def predict_file(
 def find_images(names: Sequence[str]) -> Iterator[Path]:
     """The files that names, folders and patterns stand for; a name without a match is kept.
 
-    Raises a UserError for the workdir of a run.
+    Raises a UserError for the workdir of a run, and for an empty name.
     """
+    if "" in names:  # which would be the current folder
+        raise UserError("the name of an image is empty")
     for name in names:
         path, matches = Path(name), []
         with contextlib.suppress(OSError, RuntimeError, ValueError):

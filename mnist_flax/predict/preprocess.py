@@ -7,6 +7,7 @@ subtracted first, so that neither its shade nor the color of the ink matters.
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -48,27 +49,36 @@ def read_image(path: Path) -> Image.Image:
         if path.exists() and not path.is_file():  # reading a pipe could block forever
             problem = "a folder without images" if path.is_dir() else "not a file"
             raise UserError(f"{path} is {problem}")
+        with path.open("rb") as file:
+            return decode_image(file, str(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def decode_image(file: BinaryIO, name: str) -> Image.Image:
+    """The image in the content of a file; it and errors as in `read_image`."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 limit = MAX_PIXELS // DECODING_COST.get(image.format or "", 1)
                 if image.width * image.height > limit:
                     raise UserError(
-                        f"{path} has {image.width:,} x {image.height:,} pixels, more than {limit:,}"
+                        f"{name} has {image.width:,} x {image.height:,} pixels, more than {limit:,}"
                     )
                 return ImageOps.exif_transpose(image)
     except UserError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} has more than {MAX_PIXELS:,} pixels") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+        raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # a decoder may raise anything for a damaged file
         if isinstance(error, OSError) and error.strerror:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+            raise
         raise UserError(
-            f"{path} is damaged, or not in a supported image format: {', '.join(FORMATS)}"
+            f"{name} is damaged, or not in a supported image format: {', '.join(FORMATS)}"
         ) from error
 
 
@@ -142,7 +152,8 @@ def _segment_ink(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The amount of ink in each pixel, from 0 to 1, and the mask of the digit's pixels."""
     height, width = pixels.shape[:2]
     small = _shrink(pixels, BACKGROUND_SIDE)
-    window = max(small.shape[:2]) // 2 + 1
+    # Larger than bold strokes, but smaller than shadows.
+    window = 3 * max(small.shape[:2]) // 4 + 1
     background = ndimage.median_filter(small, size=(window, window, 1), mode="nearest")
     background = _resize(ndimage.gaussian_filter(background, (1, 1, 0)), height, width)
     contrast = np.sqrt(((pixels - background) ** 2).mean(axis=-1))

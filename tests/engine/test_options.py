@@ -1,6 +1,7 @@
 """Options: the help that people read, and what is said about mistakes."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,10 @@ def test_mistakes_get_a_hint_in_plain_words(arguments, message):
 
 def test_a_value_that_equals_the_default_overrides_a_preset():
     assert parse(["--preset", "best", "--epochs", "5"]).config.epochs == 5
+
+
+def test_a_home_in_every_path_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    options = parse_options(compare.Options, "compare", ["~/a", "~/b", "~/c", "~/d"])
+    paths = (options.a, options.b, *options.more)
+    assert paths == tuple(Path("/home/ada", name) for name in "abcd")

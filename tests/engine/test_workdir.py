@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -252,6 +253,16 @@ def test_a_missing_row_is_detected_if_only_some_epochs_are_evaluated(tmp_path, e
         workdir.append_metrics(tmp_path, metrics_row(epoch))
     with pytest.raises(UserError, match=f"epoch {missing} is missing"):
         workdir.truncate_metrics(tmp_path, config, 36)
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / workdir.METRICS).touch()
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*metrics\.jsonl: Permission denied"):
+        workdir.read_metrics(tmp_path)
 
 
 def test_a_run_whose_checkpoints_are_all_gone_is_not_started_again(tmp_path):

@@ -12,7 +12,7 @@ from mnist_flax.engine.seed_stats import aggregate
 from mnist_flax.evaluate import comparison
 from mnist_flax.evaluate.comparison import RunGroup, describe_group, render_comparison, run_letter
 from mnist_flax.evaluate.leaderboard import accuracy_interval, read_row
-from mnist_flax.evaluate.significance import compare_logits, verdict
+from mnist_flax.evaluate.significance import compare_logits
 from tests.evaluate.test_charts import ROWS
 from tests.evaluate.test_report import Outline, words
 from tests.evaluate.test_significance import IMAGES, LABELS, logits_with_errors
@@ -38,8 +38,8 @@ def make_group(*error_rates) -> RunGroup:
         rows=rows,
         metrics=[ROWS] * len(rows),
         comparisons=[
-            {"a": side, "b": side, **compare_logits(logits[0], x, LABELS, paired=True)}
-            for x in logits[1:]
+            {"a": side, "b": side, **compare_logits(logits[0], x, LABELS, True, ("A", name))}
+            for x, name in zip(logits[1:], "BC", strict=False)
         ],
         images=np.random.default_rng(0).integers(0, 256, (IMAGES, 28, 28, 1), np.uint8),
     )
@@ -57,7 +57,9 @@ def test_the_page_has_the_leaderboard_and_each_run_against_the_first(three):
     text = words(page)
     assert text.index("A 0 preset default") < text.index("B 1&lt;b&gt; preset default")
     assert "B against A" in text
-    assert re.search(r"A is better by [\d.]+ points: neither seeds nor test images explain", text)
+    assert re.search(
+        r"A is better by [\d.]+ points: neither other seeds nor other test images", text
+    )
     assert "C against A" in text
     assert "2.5 of 5" in text
     assert "paired by seed" in text
@@ -98,7 +100,7 @@ def test_the_text_of_many_runs_has_a_line_for_each(three):
     assert lines[3].startswith("B  runs/1<b>")
     difference = 100 * three.comparisons[0]["difference"]
     assert lines[5].startswith(f"B - A  {difference:.3f} points; 95% over seeds -")
-    assert lines[6] == verdict(three.comparisons[0])
+    assert lines[6] == three.comparisons[0]["verdict"]
     assert lines[8].startswith("C - A  ")
     assert lines[9].startswith("A is better by ")
 

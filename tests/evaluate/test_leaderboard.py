@@ -70,7 +70,7 @@ def test_a_workdir_itself_is_listed_and_is_not_searched(tmp_path):
     assert [row["name"] for row in read_leaderboard(run, print)] == ["run"]
 
 
-def test_folders_that_cannot_be_read_are_skipped_with_a_note(tmp_path):
+def test_folders_that_cannot_be_read_are_skipped_with_a_note(tmp_path, monkeypatch):
     make_run(tmp_path / "good", accuracy=0.9)
     (make_run(tmp_path / "damaged", accuracy=0.9) / "summary.json").write_text("{")
     (tmp_path / "other").mkdir()
@@ -93,6 +93,9 @@ def test_a_run_is_running_while_its_process_lives(tmp_path):
     ):
         lock.write_text(content)
         assert is_running(tmp_path) == expected, content
+    lock.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    os.utime(lock, (0, 0))  # of an earlier process with the same number
+    assert not is_running(tmp_path)
 
 
 @pytest.mark.parametrize("correct", [0, 1, 357, 360])

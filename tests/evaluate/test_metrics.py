@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mnist_flax.core.config import Config
-from mnist_flax.core.inference import cross_entropy
+from mnist_flax.core.inference import cross_entropy, probabilities
 from mnist_flax.engine.trained_model import TrainedModel
 from mnist_flax.evaluate.metrics import Evaluation, evaluate_logits
 
@@ -125,6 +125,11 @@ def test_the_temperature_corrects_overconfidence():
     assert other["calibration"]["temperature"] == pytest.approx(2, rel=0.05)  # not of these images
     calibrated = evaluate(logits[:, :half], labels[:half])
     assert calibration.get("loss_at_temperature") == pytest.approx(calibrated["loss"], rel=0.01)
+    # Of several networks it corrects the mean probability, which is less confident than they are.
+    noisy = logits + 2 * rng.normal(size=(4, *logits.shape[1:]))
+    ensemble = evaluate(noisy[:, :half], labels[:half], (noisy[:, half:], labels[half:]))
+    mean = probabilities(noisy[:, :half])[np.arange(half), labels[:half]]
+    assert ensemble["calibration"].get("loss_at_temperature", np.inf) < -np.log(mean).mean()
 
 
 def test_several_networks_are_scored_separately_and_as_an_ensemble():

@@ -109,7 +109,7 @@ def test_the_headline_is_in_cards():
     assert "Parameters 81,066" in text
     assert "Time 77 s 61 s of it in training" in text
     assert f"Calibration error {EVALUATION['calibration']['ece']:.2%}" in text
-    assert "Trained for 2 epochs: preset default" in text
+    assert "Trained with seed 0 for 2 epochs: preset default" in text
 
 
 def test_provenance_holds_what_is_known():

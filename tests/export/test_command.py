@@ -1,5 +1,6 @@
 """Exported files, run by other programs than this package."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,7 @@ from safetensors import safe_open
 
 from mnist_flax import export, load, run
 from mnist_flax.data.download import DataUnavailable
-from mnist_flax.export import formats, html
+from mnist_flax.export import command, formats, html
 from tests.conftest import SMALL, random_network
 
 onnx = pytest.importorskip("onnx")
@@ -57,6 +58,16 @@ def test_exported_file_gives_the_probabilities_of_the_checkpoint(kind, trained, 
         np.testing.assert_allclose(predict(images), expected.probabilities(images), atol=1e-5)
 
 
+def test_a_network_in_bfloat16_is_exported_in_float32(tmp_path, digits):
+    trained = random_network(22)
+    config = dataclasses.replace(trained.config, precision="bfloat16")
+    trained = dataclasses.replace(trained, config=config)
+    (tmp_path / "file").write_bytes(formats.to_safetensors(trained))
+    card = command._make_card("file", "safetensors", trained, digits, tmp_path / "file")
+    assert card["verified"] is not None
+    assert card["config"]["precision"] == "bfloat16"
+
+
 def test_onnx_graph_has_few_operators_and_a_variable_batch_size(small_run):
     model = onnx.load_from_string(formats.to_onnx(load(small_run)))
     onnx.checker.check_model(model, full_check=True)
@@ -82,8 +93,8 @@ def test_keras_tutorial_network_loads_the_exported_weights(
     with safe_open(tmp_path / "weights", "np") as file:
         names = file.keys()
         weights = {name: file.get_tensor(name) for name in names}
-        assert file.metadata()["layout"] == formats.LAYOUT
-        assert json.loads(file.metadata()["config"]) == {"input_size": 22}
+        about = {"input_size": 22, "layout": formats.LAYOUT}
+        assert file.metadata() == {"about": json.dumps(about)}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         blocks = [
             layer

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def test_a_photo_is_read_before_any_training(capsys):
         (("--workdir", "w"), "no images"),
         (("a.png", "--workdir", "w", "--top-k", "0"), "--top-k must be from 1 to 10"),
         (("a.png", "--workdir", "no/such/run"), "holds no run"),
+        (("",), "the name of an image is empty"),
         (("small_run",), "is a run, not an image (perhaps you meant --workdir "),
     ],
 )
@@ -191,3 +193,11 @@ def test_float_images_are_rounded_to_the_nearest_level(dtype):
 def test_invalid_arrays_are_rejected(images, message):
     with pytest.raises(UserError, match=message):
         validate_images(images)
+
+
+def test_a_network_that_reads_no_digits_is_refused(small_run, tmp_path, capsys):
+    shutil.copytree(small_run, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"digits"', '"fashion_mnist"'))
+    assert predict.main(["a.png", "--workdir", str(tmp_path / "run")]) == 2
+    assert "run was trained on fashion_mnist; in Python" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from scipy import ndimage
 
 from mnist_flax.core.config import UserError
@@ -94,6 +94,14 @@ def test_thin_strokes_stay_visible():
     thin = to_mnist(seven(width=1))
     assert similarity(thin) > 0.8
     assert thin.astype(float).sum() > 0.5 * PLAIN.astype(float).sum()
+
+
+def test_bold_strokes_that_fill_half_of_the_picture_are_ink():
+    ring = Image.new("L", (200, 300), 255)
+    ImageDraw.Draw(ring).ellipse((20, 20, 180, 280), fill=0)
+    ImageDraw.Draw(ring).ellipse((75, 80, 125, 220), fill=255)
+    ink = [to_mnist(ImageOps.expand(ring, border, 255)).sum() for border in (0, 20, 300)]
+    assert min(ink) > 0.95 * max(ink)  # and not an outline
 
 
 def pieces(*boxes):
