@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.provenance import make_parser, provenance, store
+from experiments.common.provenance import at_least_2, make_parser, provenance, store
 from experiments.common.runs import compare, load_result, train
 from mnist_flax.engine.seed_stats import format_percent
+from mnist_flax.evaluate.comparison import format_interval
 
 # The last step leads to `default`.
 STEPS = {
@@ -60,7 +61,7 @@ Row = dict[str, Any]
 def main() -> None:
     """Trains, compares, stores and draws."""
     parser = make_parser(__doc__, seeds=10)
-    parser.add_argument("--best-seeds", type=int, default=8)
+    parser.add_argument("--best-seeds", type=at_least_2, default=8)
     parser.add_argument("--best-epochs", type=int, default=10)
     parser.add_argument("--tables", nargs="+", choices=TITLES, default=list(TITLES))
     options = parser.parse_args()
@@ -82,8 +83,8 @@ def main() -> None:
         for row in tables[name]["rows"]:
             change = ""
             if "difference" in row:
-                low, high = (100 * end for end in row["difference"]["interval95_over_seeds"])
-                change = f"{100 * row['difference']['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+                interval = format_interval(row["difference"]["interval95_over_seeds"])
+                change = f"{100 * row['difference']['difference']:+.2f} ({interval})"
             print(f"| {row['name']} | {format_percent(row['test_accuracy'])} | {change} |")
 
 

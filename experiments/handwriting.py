@@ -189,7 +189,11 @@ def measure_confidence(
     groups = {"correct": digits[0], "misclassified": digits[1], **others}
     return [
         {"threshold": threshold}
-        | {name: float((values < threshold).mean()) for name, values in groups.items()}
+        | {
+            name: float((values < threshold).mean())
+            for name, values in groups.items()
+            if len(values)
+        }
         for threshold in THRESHOLDS
     ]
 

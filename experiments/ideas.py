@@ -59,11 +59,16 @@ class Idea:
 
 
 @jax.default_matmul_precision("float32")
-def normalized_logits(params: Params, images: Array) -> tuple[Array, Params]:
+def normalized_logits(params: Params, images: Array, weights: Array) -> tuple[Array, Params]:
     """The logits with batch normalization before each ReLU, and parameters that contain it.
 
     A network with those parameters has the same logits for these images, without normalization.
     """
+
+    def average(values: Array) -> Array:
+        by_image = values.reshape((len(values), -1, values.shape[-1])).mean(axis=1)
+        return jnp.average(by_image, axis=0, weights=weights)
+
     x, folded = images, {}
     *layers, last = model.LAYERS
     for name in layers:
@@ -71,9 +76,9 @@ def normalized_logits(params: Params, images: Array) -> tuple[Array, Params]:
         if name == "Dense_0":
             x = x.mean(axis=(1, 2))
         y = x @ kernel if name.startswith("Dense") else default_conv_pool()(x, kernel)
-        axes = tuple(range(y.ndim - 1))
-        scale = lax.rsqrt(y.var(axes) + 1e-3)
-        layer = {"kernel": kernel * scale, "bias": bias - y.mean(axes) * scale}
+        mean = average(y)
+        scale = lax.rsqrt(average((y - mean) ** 2) + 1e-3)
+        layer = {"kernel": kernel * scale, "bias": bias - mean * scale}
         x, folded[name] = jax.nn.relu(y * scale + layer["bias"]), layer
     return x @ params[last]["kernel"] + params[last]["bias"], params | folded
 
@@ -82,7 +87,7 @@ def normalized_loss(
     params: Params, images: Array, labels: Array, weights: Array, **_: Any
 ) -> Array:
     """The loss with batch normalization."""
-    logits, _ = normalized_logits(params, to_float(images))
+    logits, _ = normalized_logits(params, to_float(images), weights)
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
@@ -132,7 +137,7 @@ IDEAS = {
     "unchanged": Idea(),
     "batch normalization, folded": Idea(
         make_loss=lambda _: normalized_loss,
-        finish=lambda params, images: normalized_logits(params, images)[1],
+        finish=lambda params, images: normalized_logits(params, images, jnp.ones(len(images)))[1],
     ),
     "whitened first layer": Idea(prepare=whiten),
     "label smoothing": Idea(make_loss=lambda _: smoothed_loss),

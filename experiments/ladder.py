@@ -8,6 +8,7 @@ stored, and published networks, and draws their errors against parameters and se
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def measure(options: argparse.Namespace, channels: int) -> Row:
     seeds = ("--num-seeds", str(options.seeds))
     workdir = train(options, *seeds, "--channels", str(channels))
     run = load_result(workdir)
-    seconds = sum(row["seconds"] for row in read_metrics(workdir)) / options.seeds
+    # The median, because an epoch that was interrupted has a shorter row.
+    seconds = statistics.median(row["seconds"] for row in read_metrics(workdir)) / options.seeds
+    seconds *= run["epochs"]
     return make_row(f"{channels} channel{'s' * (channels > 1)}", options.seeds, seconds, run)
 
 

@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--name", help="of the result, without `roofline_`")
     options, flags = parser.parse_known_args()
     config = dataclasses.replace(plan(options, *flags).config, num_seeds=1)
-    dataset = load_dataset(options.dataset)
+    fraction = config.validation_fraction
+    dataset = load_dataset(options.dataset, validation_fraction=fraction)
     result = provenance() | {"environment": current_environment(), "trainings": []}
     result["config"] = dataclasses.asdict(config)
     for epochs in range(1, config.epochs + 1):

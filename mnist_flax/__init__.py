@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 def load(
     workdir: str | os.PathLike[str] | None = None,
-    checkpoint: str = "latest",
+    checkpoint: str | int = "latest",
     seed_index: int | None = None,
 ) -> "TrainedModel":
     """Trained networks: `load().predict(images)`, or `load("runs/exp1")` for a run of your own.

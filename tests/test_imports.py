@@ -15,9 +15,6 @@ PACKAGE = Path(mnist_flax.__file__).parent
 ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
-# What a command line loads before it is parsed.
-COMMANDS = ("run", "evaluate", "compare", "list", "predict", "export", "demo")
-LIGHT = ("mnist_flax", "mnist_flax.__main__", *(f"mnist_flax.{command}" for command in COMMANDS))
 
 
 def imported_modules(path):
@@ -76,15 +73,3 @@ def test_importing_touches_no_device_and_no_file(tmp_path):
     variables = {"MPLCONFIGDIR": str(tmp_path / "matplotlib"), "JAX_PLATFORMS": "none"}
     assert run_python(script, HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path), **variables) == ""
     assert {path.name for path in tmp_path.iterdir()} <= {"matplotlib"}
-
-
-def test_reading_options_imports_nothing_heavy():
-    script = "\n".join(
-        [
-            "import importlib, sys",
-            f"for name in {LIGHT}: importlib.import_module(name)",
-            "print(*sys.modules)",
-        ]
-    )
-    heavy = {"jax", "flax", "numpy", "scipy", "matplotlib", "PIL"}
-    assert not heavy & set(run_python(script).split())

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_flax.core.config import DATASET_SIZES
+from mnist_flax.engine.files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results"
 ROOT = RESULTS.parents[1]
@@ -31,7 +31,7 @@ def make_parser(
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the result")
     if seeds is not None:
-        parser.add_argument("--seeds", type=_seeds, default=seeds, help="number of seeds, from 0")
+        parser.add_argument("--seeds", type=at_least_2, default=seeds, help="how many, from 0")
         parser.add_argument("--runs", type=Path, default=RUNS, help="folder for the workdirs")
         datasets = ["mnist"] if only_mnist else DATASET_SIZES
         parser.add_argument("--dataset", choices=datasets, default="mnist")
@@ -42,7 +42,7 @@ def store(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Writes a result as `<folder>/<name>.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
     return path
 
 
@@ -63,7 +63,8 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _seeds(text: str) -> int:
+def at_least_2(text: str) -> int:
+    """A number of seeds on a command line."""
     if int(text) < 2:
         raise argparse.ArgumentTypeError("at least 2, for a spread")
     return int(text)

@@ -17,8 +17,10 @@ from experiments.faults import fuzz_images
 from experiments.faults import fuzz_runner as fuzz
 from experiments.faults.fault import Fault, Outcome
 from mnist_flax import compare, demo, evaluate, export, predict, run
+from mnist_flax import list as list_command
 from mnist_flax.core.config import Config, UserError, flag_name
-from mnist_flax.run import command
+from mnist_flax.engine import distributed
+from mnist_flax.run import experiment
 
 
 def any_command_line(folder: Path) -> fuzz.Experiment:
@@ -26,8 +28,8 @@ def any_command_line(folder: Path) -> fuzz.Experiment:
     fuzz.tiny_run(folder)
     (folder / "empty").mkdir()
     (folder / "file").write_text("not a folder")
-    command._run = lambda _: 0
-    demo.make_app = demo.serve = mock.Mock()
+    experiment.run_experiment = mock.Mock(side_effect=UserError("not trained"))
+    distributed.initialize = demo.make_app = demo.serve = mock.Mock()
 
     def check(case: tuple[Any, list[str]]) -> Outcome:
         module, argv = case
@@ -35,7 +37,7 @@ def any_command_line(folder: Path) -> fuzz.Experiment:
         # The first evaluation compiles, which takes longer than a refusal may.
         return fuzz.run(module.main, argv, seconds=60, one_line=module is not predict)
 
-    modules: list[Any] = [run, evaluate, compare, predict, export, demo]
+    modules: list[Any] = [run, evaluate, compare, predict, export, demo, list_command]
     cases = [st.tuples(st.just(x), command_lines(x.Options, folder)) for x in modules]
     return check, st.one_of(cases)
 
@@ -57,7 +59,8 @@ def command_lines(kind: type, folder: Path) -> st.SearchStrategy[list[str]]:
             value.map(lambda text, flag=flag: [f"{flag}={text}"]),
             st.sampled_from([[flag], [flag.upper()], [flag[:-1]]]),
         ]
-    start = st.sampled_from([[], ["--workdir", run] if "workdir" in options else [run, run]])
+    positional = [run for name in ("a", "b", "folder") if name in options]
+    start = st.sampled_from([[], positional or ["--workdir", run]])
     lists = st.tuples(start, st.lists(st.one_of(parts), max_size=5))
     return lists.map(lambda case: case[0] + [text for part in case[1] for text in part])
 

@@ -46,8 +46,8 @@ def load_dataset(
     the data set is neither prepared, nor in `manual_dir`, nor downloadable, and a UserError if a
     file is damaged, or a folder cannot be used.
     """
-    if manual_dir is not None and not manual_dir.is_dir():
-        raise UserError(f"--manual-dir {manual_dir} is not a folder")
+    if name != "digits" and manual_dir is not None and not manual_dir.is_dir():
+        raise UserError(f"{manual_dir} is not a folder (--manual-dir or MNIST_FLAX_MANUAL_DIR)")
     dataset = "mnist" if name == "auto" else name
     try:
         splits = _digits() if name == "digits" else load_tfds(dataset, data_dir, manual_dir, log)

@@ -109,7 +109,7 @@ class CheckpointManager:
                 raise UserError(f"{name} holds another kind of state; use another --workdir")
             state = self._orbax.load(step, expected)
         except ORBAX_ERRORS as error:
-            raise UserError(f"{name} cannot be read ({_reason(error)}); remove it") from error
+            raise UserError(f"{name} cannot be read ({_reason(error)})") from error
         if (saved.custom_metadata or {}) != _fingerprint(step, state):
             raise UserError(f"{name} was not restored as it was saved; remove it")
         return state

@@ -17,6 +17,8 @@ from types import ModuleType
 from mnist_flax.core.config import ExpectedError, UserError
 from mnist_flax.engine import compilation_cache, distributed
 
+SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
+
 
 def program_name(command: str) -> str:
     """A command as the user who started this process spells it."""
@@ -34,6 +36,7 @@ def run_command(
     Expected errors are printed in one line. With `argv` None the command takes the process's
     arguments, and SIGTERM and Ctrl-C end it at once, which is safe because files are atomic.
     """
+    sys.stdout = sys.stdout or io.StringIO()  # None if the shell has closed it
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     if argv is None:
@@ -57,6 +60,8 @@ def _exit_on_signals(message: str) -> None:
 
     def handle(signum: int, _: object) -> None:
         with contextlib.suppress(OSError):
+            if os.isatty(1):
+                os.write(1, SHOW_CURSOR)
             os.write(2, f"{message}\n".encode())
         os._exit(128 + signum)
 

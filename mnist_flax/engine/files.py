@@ -71,12 +71,12 @@ def write_text(path: Path, text: str) -> None:
 def refuse_path(path: Path) -> None:
     """Raises a UserError for a path that Orbax and TensorStore take for another one.
 
-    They take brackets for a pattern, a backslash for a separator and `:/` for an address, and
-    know only UTF-8.
+    They take brackets, `*` and `?` for a pattern, a backslash for a separator and `:/` for an
+    address, and know only UTF-8.
     """
     text = str(path.absolute())
-    odd = "".join(char for char in "[]\\" if char in text) + ":" * (":/" in f"{text}/")
-    if not odd and text == text.encode(errors="replace").decode():
+    odd = "".join(char for char in "[]*?\\" if char in text) + ":" * (":/" in f"{text}/")
+    if not odd and os.fsencode(text) == text.encode(errors="replace"):
         return
     reason = f"with {' '.join(odd)} in it" if odd else "that is not UTF-8"
     raise UserError(f"checkpoints cannot be kept at a path {reason}, as in {text}; rename it")

@@ -65,8 +65,9 @@ def parse_options(
     Raises a UserError if it is not valid, or SystemExit with code 0 after printing the help.
     """
     for flag, value in itertools.pairwise([*argv, "end"]):
-        if flag.startswith("--") and (not value or flag.endswith("=")):  # a path would be "."
-            raise UserError(f"{flag.rstrip('=')} has an empty value; see {prog} --help")
+        name, equals, rest = flag.partition("=")
+        if name.startswith("--") and not (rest if equals else value):  # a path would be "."
+            raise UserError(f"{name} has an empty value; see {prog} --help")
     start: Any = tyro.MISSING_NONPROP if default is None else default
     message = io.StringIO()
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)

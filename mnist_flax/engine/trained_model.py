@@ -136,7 +136,9 @@ def validate_images(images: np.ndarray) -> np.ndarray:
 
 
 def load_trained(
-    folder: str | os.PathLike[str] | None, which: str = "latest", seed_index: int | None = None
+    folder: str | os.PathLike[str] | None,
+    which: str | int = "latest",
+    seed_index: int | None = None,
 ) -> TrainedModel:
     """The networks in a checkpoint of a workdir; arguments and errors as in `mnist_flax.load`."""
     if folder is None:
@@ -149,7 +151,7 @@ def load_trained(
         raise UserError(f"{folder} holds no run: it has no {workdir.CONFIG}")
     from mnist_flax.engine import checkpoint  # Orbax, which the pretrained network does not need
 
-    step, params = checkpoint.load_params(folder / workdir.CHECKPOINTS, which)
+    step, params = checkpoint.load_params(folder / workdir.CHECKPOINTS, str(which))
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), config))
     axis = (config.num_seeds,) if config.num_seeds > 1 else ()
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)

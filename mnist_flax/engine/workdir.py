@@ -108,10 +108,14 @@ def resolve_config(
 
     If a run exists there, the dataset `auto` means the one that it chose; if that is scikit-learn's
     digits, the config is `fallback()`, where that is given. Raises a UserError if
-    the run there has another config, or the folder cannot be read.
+    the run there has another config, there are such files but no config, or the folder cannot be
+    read.
     """
     stored = read_config(folder)
     if stored is None:
+        for name in (METRICS, SUMMARY, CHECKPOINTS, TENSORBOARD, REPORT):
+            if (folder / name).exists():  # of another program, whose files are not to be touched
+                raise UserError(f"{folder} holds {name}, but no {CONFIG}; use another --workdir")
         return config
     if config.dataset == "auto":
         config = dataclasses.replace(config, dataset=stored.dataset)
@@ -163,7 +167,9 @@ def _acquire(folder: Path, lock: FileLock) -> None:
 
 def refuse_links(folder: Path) -> None:
     """Raises a UserError if there is a symbolic link in a workdir: its files may lie elsewhere."""
-    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    # Not `rglob`, which fails where a folder disappears.
+    paths = (Path(x, name) for x, folders, files in os.walk(folder) for name in folders + files)
+    links = [path for path in paths if path.is_symlink()]
     if links:
         raise UserError(
             f"{links[0]} is a link, which a workdir must not contain; use another --workdir"

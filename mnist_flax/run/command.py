@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted = "interrupted; the same command resumes from the last checkpoint"
     try:
         code = cli.run_command(_run, argv, interrupted)
+    except SystemExit as end:
+        if not end.code:  # after the help
+            raise
+        code = int(end.code)  # the reader of the output is gone
     except Exception:
         if not distributed.is_distributed():
             raise
@@ -97,6 +101,7 @@ def parse_fallback(argv: Sequence[str]) -> Config:
 def _run(argv: Sequence[str]) -> int:
     options, fallback = parse(argv), functools.partial(parse_fallback, argv)
     if options.print_model:
+        cli.initialize_jax(cache=False)
         print(display.model_summary(options.config))
         return 0
     message = "--workdir is missing: the folder for everything that the run writes"

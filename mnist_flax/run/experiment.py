@@ -58,9 +58,12 @@ def run_experiment(
         config = dataclasses.replace(config, dataset=dataset.name)
         stopwatch.end_phase("data")
 
-        current = _check_environment(folder, config, log)
+        if config.deterministic:
+            environment.require_deterministic_backend()
         training = compile_training(dataset, config)
         stopwatch.end_phase("compile")
+        # Not before, because a run that is refused leaves nothing behind.
+        current = _check_environment(folder, config, log)
 
         checkpoints = CheckpointManager(folder / workdir.CHECKPOINTS, config.max_to_keep, log)
         with capture_signals() as signals, checkpoints:
@@ -128,8 +131,6 @@ def _load_dataset(
 
 def _check_environment(folder: Path, config: Config, log: Log) -> Environment:
     """Initializes the workdir; reports a changed environment, or refuses it if `deterministic`."""
-    if config.deterministic:
-        environment.require_deterministic_backend()
     current = environment.current_environment()
     original = workdir.initialize_workdir(folder, config, current)
     changes = "; ".join(environment.diff_environments(original, current))

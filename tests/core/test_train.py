@@ -51,6 +51,7 @@ def test_the_first_step_has_the_golden_values(
     np.testing.assert_allclose(values, [loss, gradient_norm, update_norm], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [pytest.param(0.0, marks=pytest.mark.nightly), 0.5])
 def test_a_step_is_plain_adam_on_the_mean_loss(digits, key, decay):
     """Compares with the same step without micro-batches, weights and sums."""

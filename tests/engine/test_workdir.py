@@ -28,6 +28,13 @@ def test_a_new_workdir_accepts_any_config(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "tensorboard"])
+def test_files_of_another_program_are_not_touched(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"holds {name}, but no config\.json; use another"):
+        workdir.resolve_config(tmp_path, Config())
+
+
 def test_auto_stays_the_dataset_that_the_run_chose(tmp_path):
     workdir.initialize_workdir(tmp_path, Config(dataset="digits"), {})
     assert workdir.resolve_config(tmp_path, Config(dataset="auto")).dataset == "digits"

@@ -13,6 +13,8 @@ from mnist_flax.core.augment import to_float
 from mnist_flax.core.config import Config
 from tests.conftest import with_biases
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def params(key):
@@ -26,11 +28,16 @@ def images(key):
 
 def test_batch_normalization_is_folded_into_the_parameters(params, images):
     with jax.numpy_rank_promotion("allow"):
-        logits, folded = jax.jit(ideas.normalized_logits)(params, to_float(images))
+        logits, folded = jax.jit(ideas.normalized_logits)(params, to_float(images), jnp.ones(64))
     assert jax.tree.map(jnp.shape, folded) == jax.tree.map(jnp.shape, params)
     expected = jax.jit(model.apply)(params, to_float(images))
     assert jnp.abs(logits - expected).max() > 0.1
     np.testing.assert_allclose(jax.jit(model.apply)(folded, to_float(images)), logits, atol=1e-4)
+    with jax.numpy_rank_promotion("allow"):
+        few, _ = jax.jit(ideas.normalized_logits)(params, to_float(images[:40]), jnp.ones(40))
+        weights = (jnp.arange(64) < 40).astype(jnp.float32)  # the others only fill the batch
+        padded, _ = jax.jit(ideas.normalized_logits)(params, to_float(images), weights)
+    np.testing.assert_allclose(padded[:40], few, atol=1e-4)
 
 
 def test_whitened_filters_respond_without_correlation(params, images):

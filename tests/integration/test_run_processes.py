@@ -50,6 +50,7 @@ def kill_after(rows, workdir, *arguments):
     assert not (workdir / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(small_run, tmp_path):
     arguments = (*SMALL, "--no-report")
     kill_after(2, tmp_path, *arguments)

@@ -56,7 +56,8 @@ def test_compiled_programs_agree_with_the_functions():
 
 
 @pytest.mark.parametrize(
-    ("num_seeds", "input_size"), [pytest.param(1, 22, marks=pytest.mark.slow), (1, 30), (3, 22)]
+    ("num_seeds", "input_size"),
+    [*(pytest.param(1, size, marks=pytest.mark.slow) for size in (22, 30)), (3, 22)],
 )
 def test_gradients_and_logits_equal_those_of_numpy_in_float64(digits, num_seeds, input_size: Any):
     config = Config(
