@@ -223,7 +223,7 @@ def main() -> None:
         "n": len(labels),
         "seed": options.seed,
         "accuracy": float(is_correct.mean()),
-        "accuracy_by_digit": _accuracy_by_digit(is_correct, labels),
+        "accuracy_by_digit": [float(is_correct[labels == k].mean()) for k in range(10)],
         "accuracy_with_gaps": {},
     }
     for gaps in (1, 2, 3, 4):
@@ -240,10 +240,6 @@ def main() -> None:
     path = store(options.name, provenance() | result, options.output)
     _plot(drawings, images, labels, predictions).savefig(options.output / f"{options.name}.png")
     print(f"accuracy {is_correct.mean():.2%} on {len(labels)} drawings; see {path}")
-
-
-def _accuracy_by_digit(is_correct: np.ndarray, labels: np.ndarray) -> list[float]:
-    return [float(is_correct[labels == digit].mean()) for digit in range(10)]
 
 
 def _plot(

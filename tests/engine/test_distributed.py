@@ -61,11 +61,3 @@ def test_an_error_of_the_primary_process_ends_the_others_without_a_message(
         fail()
     assert raised.value.raised_everywhere
     assert len(messages) == 1
-
-
-def test_without_other_processes_a_function_is_simply_called(monkeypatch):
-    monkeypatch.setattr(distributed, "_broadcast_text", pytest.fail)
-    result = object()  # not representable as JSON
-    assert run_on_primary(lambda value, key: (value, key))(result, key=1) == (result, 1)
-    assert not distributed.is_distributed()
-    assert distributed.is_primary()

@@ -13,10 +13,10 @@ import pytest
 
 from experiments.faults import datasets
 from mnist_flax import run
-from mnist_flax.core.config import Config, UserError
+from mnist_flax.core.config import UserError
 from mnist_flax.engine import environment, multi_seed
 from mnist_flax.engine.environment import describe_machine
-from mnist_flax.run import command, experiment
+from mnist_flax.run import experiment
 from tests.conftest import SMALL, read_metrics, read_summary, without_timing
 
 
@@ -111,11 +111,6 @@ def test_on_gpu_the_environment_has_the_versions_of_cuda(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert environment.current_environment()["nvidia-cublas"] == "13.1"
-
-
-def test_the_flag_is_part_of_the_config():
-    assert Config().deterministic is False
-    assert command.parse(["--workdir", "w", "--deterministic"]).config.deterministic
 
 
 @pytest.mark.nightly

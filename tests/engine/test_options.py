@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from mnist_flax import compare, demo, evaluate, export, predict, run
+from mnist_flax import list as list_command
 from mnist_flax.core.config import UserError
 from mnist_flax.engine.options import parse_options
 from mnist_flax.run.command import parse
 
-COMMANDS = (run, evaluate, compare, predict, export, demo)
+COMMANDS = (run, evaluate, compare, list_command, predict, export, demo)
 
 
 def help_of(command, capsys, monkeypatch):

@@ -98,10 +98,9 @@ def test_a_run_is_running_while_its_process_lives(tmp_path):
     assert not is_running(tmp_path)
 
 
-@pytest.mark.parametrize("correct", [0, 1, 357, 360])
-def test_the_interval_of_a_single_network_is_wilsons(correct):
-    expected = stats.binomtest(correct, 360).proportion_ci(0.95, method="wilson")
-    interval = accuracy_interval(correct / 360, "digits")
+def test_the_interval_of_a_single_network_is_wilsons():
+    expected = stats.binomtest(357, 360).proportion_ci(0.95, method="wilson")
+    interval = accuracy_interval(357 / 360, "digits")
     assert interval == pytest.approx([expected.low, expected.high], abs=1e-6)
     assert accuracy_interval(None, "digits") is None
 

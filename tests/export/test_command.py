@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -178,7 +179,7 @@ def test_errors_are_reported_in_one_line(small_run, tmp_path, capsys, monkeypatc
         errors = capsys.readouterr().err
         assert message in errors
         assert errors.count("\n") == 1
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setattr("mnist_flax.data.dataset.load_dataset", pytest.fail)
     assert export.main((*workdir, "--output", "m", "--format", "onnx")) == 2  # before any data
     message = "onnx is missing; in your clone, run pip install -c constraints.txt -e '.[export]'"
