@@ -187,13 +187,10 @@ def measure_confidence(
     `digits` are the probabilities of the correct predictions, and of the others.
     """
     groups = {"correct": digits[0], "misclassified": digits[1], **others}
+    groups = {name: values for name, values in groups.items() if len(values)}
     return [
         {"threshold": threshold}
-        | {
-            name: float((values < threshold).mean())
-            for name, values in groups.items()
-            if len(values)
-        }
+        | {name: float((values < threshold).mean()) for name, values in groups.items()}
         for threshold in THRESHOLDS
     ]
 

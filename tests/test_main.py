@@ -36,7 +36,7 @@ def test_help_describes_each_command_and_imports_nothing_heavy(arguments):
     assert not {"jax", "flax", "numpy", "scipy", "PIL", "matplotlib"} & set(modules.split())
 
 
-@pytest.mark.parametrize("command", ["run", "predict"])
+@pytest.mark.parametrize("command", __main__.COMMANDS)
 def test_the_help_of_a_command_names_it_as_it_was_called(command):
     result = run_script(command, "--help")
     assert result.returncode == 0, result.stderr

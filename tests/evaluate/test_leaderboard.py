@@ -70,7 +70,7 @@ def test_a_workdir_itself_is_listed_and_is_not_searched(tmp_path):
     assert [row["name"] for row in read_leaderboard(run, print)] == ["run"]
 
 
-def test_folders_that_cannot_be_read_are_skipped_with_a_note(tmp_path, monkeypatch):
+def test_folders_that_cannot_be_read_are_skipped_with_a_note(tmp_path):
     make_run(tmp_path / "good", accuracy=0.9)
     (make_run(tmp_path / "damaged", accuracy=0.9) / "summary.json").write_text("{")
     (tmp_path / "other").mkdir()
@@ -98,9 +98,10 @@ def test_a_run_is_running_while_its_process_lives(tmp_path):
     assert not is_running(tmp_path)
 
 
-def test_the_interval_of_a_single_network_is_wilsons():
-    expected = stats.binomtest(357, 360).proportion_ci(0.95, method="wilson")
-    interval = accuracy_interval(357 / 360, "digits")
+@pytest.mark.parametrize("correct", [0, 1, 357, 360])
+def test_the_interval_of_a_single_network_is_wilsons(correct):
+    expected = stats.binomtest(correct, 360).proportion_ci(0.95, method="wilson")
+    interval = accuracy_interval(correct / 360, "digits")
     assert interval == pytest.approx([expected.low, expected.high], abs=1e-6)
     assert accuracy_interval(None, "digits") is None
 

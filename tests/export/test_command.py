@@ -55,7 +55,7 @@ def test_exported_file_gives_the_probabilities_of_the_checkpoint(kind, trained, 
     predict = file_format.load(tmp_path / "file")
     assert predict
     expected = trained.select_seed(0) if file_format.first_only else trained
-    for count in (1, 360):
+    for count in (1, 7, 360):
         images = digits.test[0][:count]
         np.testing.assert_allclose(predict(images), expected.probabilities(images), atol=1e-5)
 
