@@ -68,7 +68,7 @@ def main() -> None:
 def classify(options: argparse.Namespace, preset: str, images: np.ndarray) -> np.ndarray:
     """The digit that each network of a preset sees in each image, [seeds, N]."""
     seeds = options.seeds or SEEDS[preset]
-    workdirs = train_seeds(options, seeds, "--preset", preset)
+    workdirs = train_seeds(options, range(seeds), "--preset", preset)
     return np.concatenate([load_trained(folder).logits(images).argmax(-1) for folder in workdirs])
 
 

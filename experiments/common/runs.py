@@ -60,13 +60,11 @@ def train(options: argparse.Namespace, *flags: str) -> Path:
     return run.workdir
 
 
-def train_seeds(options: argparse.Namespace, seeds: int, *flags: str) -> list[Path]:
-    """Trains the first seeds in runs of five, so that more seeds later need only new runs."""
+def train_seeds(options: argparse.Namespace, seeds: range, *flags: str) -> list[Path]:
+    """Trains the seeds in runs of five, so that more seeds later need only new runs."""
+    parts = [seeds[i : i + SEEDS_PER_RUN] for i in range(0, len(seeds), SEEDS_PER_RUN)]
     return [
-        train(
-            options, *flags, f"--seed={first}", f"--num-seeds={min(SEEDS_PER_RUN, seeds - first)}"
-        )
-        for first in range(0, seeds, SEEDS_PER_RUN)
+        train(options, *flags, f"--seed={part[0]}", f"--num-seeds={len(part)}") for part in parts
     ]
 
 

@@ -16,6 +16,7 @@ import pytest
 from experiments import ablation, learning_curves, roofline, tutorial_baseline
 from experiments.benchmark.__main__ import time_to_target
 from experiments.benchmark.frameworks import FRAMEWORKS, PARAMETERS, Task, versions
+from experiments.common.runs import load_result
 from mnist_flax.core import model
 from mnist_flax.core.config import PRESETS, Config
 from mnist_flax.data.dataset import Dataset
@@ -212,3 +213,30 @@ def test_learning_curves_keep_the_number_of_images_and_steps(tmp_path, monkeypat
         config = configs[images]
         assert config.total_steps == pytest.approx(PRESETS["default"].total_steps, rel=0.01)
         assert config.num_seeds == 2
+
+
+@pytest.mark.slow
+def test_more_seeds_join_a_stored_result(tmp_path):
+    common = ("--dataset=digits", "--preset=reference", "--seeds=2")
+    common += ("--runs", str(tmp_path / "runs"), "--output", str(tmp_path))
+    path = tmp_path / "accuracy_reference.json"
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run("accuracy", "--first-seed=2", *common)
+    assert refused.value.returncode == 2
+    assert "no result of the 2 seeds before" in refused.value.stderr
+    run("accuracy", *common)
+    before = json.loads(path.read_text())
+    run("accuracy", "--first-seed=2", *common)
+    result = json.loads(path.read_text())
+    assert result["config"] == before["config"] | {"num_seeds": 4}
+    assert (result["n"], result["seeds"]) == (4, [0, 1, 2, 3])
+    (origin,) = result["earlier"]
+    for key in ("command", "commit", "machine", "environment", "seeds"):
+        assert origin[key] == before[key]
+    runs = [load_result(workdir) for workdir in (tmp_path / "runs").iterdir()]
+    runs.sort(key=lambda run: run["config"]["seed"])
+    for name in ("test_accuracy", "test_loss"):
+        expected = [value for run in runs for value in run[name]["per_seed"]]
+        assert result[name]["per_seed"] == pytest.approx(expected, rel=1e-5)
+        assert result[name]["per_seed"][:2] == before[name]["per_seed"]
+        assert result[name]["mean"] == pytest.approx(np.mean(expected), rel=1e-5)
