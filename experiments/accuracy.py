@@ -35,8 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     networks = PRESETS[options.preset].num_seeds
     if options.seeds % networks or options.first_seed % networks:
-        parser.error(f"{options.preset} has {networks} networks: seeds must be a multiple")
-    stored = read_stored(options)
+        parser.error(f"{options.preset} takes --seeds and --first-seed in multiples of {networks}")
+    stored = read_stored(options) if options.first_seed else None
     if options.first_seed and not stored:
         parser.error(f"no result of the {options.first_seed} seeds before with the same config")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
